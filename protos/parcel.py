@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from protos.digest import PARCEL_DIGEST_BYTES, REQUEST_ID_BYTES, frame_digest, parcel_digest
 from protos.errors import FrameCorruptError, FrameMalformedError, FrameTooLargeError
@@ -24,8 +25,8 @@ QUESTIONS = 16
 _TAG = bytes([8 << 3 | 2])
 _ALL_KEPT, _DELTA = 0b100, 0b010
 """Flags in the three highest bits of a header's first byte."""
-_NAMED = ("point", "tokens", "number", "priority", "question", "max_new_tokens", "request_id")
-_HELD = ("flags", "distance", "kept", "payload")
+_NAMED, _HELD = 7, 9
+"""Fields before the figures, and before the flags."""
 _UINT32, _BYTE = 0xFFFFFFFF, 0xFF
 _SIZES = 6
 """By how many kept tokens the sizes of payloads are told apart."""
@@ -48,8 +49,7 @@ _NOT_ZERO = _SIZE + 2 * _WIDE * _SIZES
 _MODELS = _NOT_ZERO + 1
 
 
-@dataclass(frozen=True)
-class _Told:
+class _Told(NamedTuple):
     """What one request says.
 
     Attributes:
@@ -65,10 +65,10 @@ class _Told:
     question: str = ""
     max_new_tokens: int = 0
     request_id: bytes = b""
-    flags: int = 0
-    distance: int = 0
     figures: tuple[int, ...] = (0, 0, 0, 0)
     delta_ms: int = 0
+    flags: int = 0
+    distance: int = 0
     kept: int = 0
     payload: bytes = b""
 
@@ -88,10 +88,10 @@ class _Told:
             request.question,
             request.max_new_tokens,
             request.request_id,
-            fixed[0] >> 5,
-            distance[0] if distance else 0,
             tuple(fixed[2:]),
             delta_ms,
+            fixed[0] >> 5,
+            distance[0] if distance else 0,
             int.from_bytes(bitmap, "little"),
             request.frame.payload,
         )
@@ -108,15 +108,15 @@ class _Told:
 
     def named(self, other: _Told) -> bool:
         """Whether all fields are the same that stand before the figures."""
-        return all(getattr(self, name) == getattr(other, name) for name in _NAMED)
+        return self[:_NAMED] == other[:_NAMED]
 
     def held(self, other: _Told) -> bool:
         """Whether both hold the same tokens and payload, each to the frame before it."""
-        return all(getattr(self, name) == getattr(other, name) for name in _HELD)
+        return self[_HELD:] == other[_HELD:]
 
     def holding(self, other: _Told) -> _Told:
         """This one with what the other holds."""
-        return replace(self, **{name: getattr(other, name) for name in _HELD})
+        return _Told(*self[:_HELD], *other[_HELD:])
 
     def request(self) -> pb.InferRequest:
         """The request without its digest."""
@@ -179,11 +179,11 @@ class Course:
     def _request(self, coder: Coder, given: _Told, limits: Limits) -> tuple[_Told, int]:
         """A request with the payload's first byte, and how many bytes of it are left."""
         models, last = self._models, self._last
-        told = replace(last, number=last.number + 1 & _UINT32, request_id=b"")
+        told = last._replace(number=last.number + 1 & _UINT32, request_id=b"")
         if coder.bit(models, _OTHER, int(not given.named(told))):
             told = self._names(coder, given, limits)
-        told = replace(
-            told, figures=self._figures(coder, given.figures), delta_ms=self._time(coder, given)
+        told = told._replace(
+            figures=self._figures(coder, given.figures), delta_ms=self._time(coder, given)
         )
         still = self._still
         if still is not None and told.tokens == still.tokens:
@@ -262,15 +262,15 @@ class Course:
         models, flags = self._models, 1
         for place in (2, 1, 0):
             flags = flags << 1 | coder.bit(models, _FLAGS + flags, given.flags >> place & 1)
-        told = replace(told, flags=flags & 0b111, distance=0, kept=0)
+        told = told._replace(flags=flags & 0b111, distance=0, kept=0)
         if told.delta:
             distance = 1
             if coder.bit(models, _FAR, int(given.distance != 1)):
                 distance = coder.plain(given.distance, 16)
             if not distance:
                 raise FrameMalformedError("a delta frame in the parcel changes itself")
-            told = replace(told, distance=distance)
-        return replace(told, kept=self._bitmap(coder, given, told)) if told.inline else told
+            told = told._replace(distance=distance)
+        return told._replace(kept=self._bitmap(coder, given, told)) if told.inline else told
 
     def _bitmap(self, coder: Coder, given: _Told, told: _Told) -> int:
         kept = one = 0
@@ -291,7 +291,7 @@ class Course:
         at = _SIZE + 2 * _WIDE * min(kept, _SIZES - 1)
         size = number(coder, models, at, _WIDE, len(given.payload))
         if not size:
-            return replace(told, payload=b""), 0
+            return told._replace(payload=b""), 0
         first = given.payload[0] if given.payload else 0
         bits = 0
         if coder.bit(models, _NOT_ZERO, int(first > 0)):
@@ -300,7 +300,7 @@ class Course:
             first = 1 << bits - 1 | coder.plain(first & low, bits - 1)
         else:
             first = 0
-        return replace(told, payload=bytes([first])), size - 1
+        return told._replace(payload=bytes([first])), size - 1
 
 
 def is_parcel(raw: bytes) -> bool:
@@ -399,7 +399,7 @@ def take_apart(
     for told, left in read:
         rest = payloads[at : at + left]
         at += left
-        requests.append(replace(told, payload=told.payload + rest).request())
+        requests.append(told._replace(payload=told.payload + rest).request())
     if at != len(payloads):
         raise FrameMalformedError(
             f"the parcel has {len(payloads)} bytes of payloads, its sizes say {at}"

@@ -36,15 +36,6 @@ class Models:
         other.zero, other.seen = self.zero.copy(), self.seen.copy()
         return other
 
-    def learn(self, at: int, value: int) -> None:
-        """A bit was coded."""
-        zero, seen = self.zero[at], self.seen[at]
-        if value:
-            self.zero[at] = zero - 2 * zero // (2 * seen + 3)
-        else:
-            self.zero[at] = zero + 2 * (_ONE - zero) // (2 * seen + 3)
-        self.seen[at] = min(seen + 1, _SLOWEST)
-
 
 class Coder(Protocol):
     """What a format is written in: a writer takes the values given, a reader returns others."""
@@ -100,14 +91,19 @@ class RangeWriter:
 
     def bit(self, models: Models, at: int, value: int) -> int:
         """See `Coder.bit`."""
-        bound = (self._range >> 16) * models.zero[at]
+        zero, seen = models.zero[at], models.seen[at]
+        bound = (self._range >> 16) * zero
         if value:
             self._low += bound
             self._range -= bound
+            models.zero[at] = zero - 2 * zero // (2 * seen + 3)
         else:
             self._range = bound
-        models.learn(at, value)
-        self._shift()
+            models.zero[at] = zero + 2 * (_ONE - zero) // (2 * seen + 3)
+        if seen < _SLOWEST:
+            models.seen[at] = seen + 1
+        if self._range < _LEAST:
+            self._shift()
         return value
 
     def plain(self, value: int, count: int) -> int:
@@ -117,7 +113,8 @@ class RangeWriter:
             count -= part
             self._range >>= part
             self._low += self._range * (value >> count & (1 << part) - 1)
-            self._shift()
+            if self._range < _LEAST:
+                self._shift()
         return value
 
     def to_bytes(self) -> bytes:
@@ -149,25 +146,35 @@ class RangeReader:
 
     Args:
         raw: bytes that begin with what it wrote.
+
+    Raises:
+        FrameMalformedError: no writer writes such bytes.
     """
 
     def __init__(self, raw: bytes) -> None:
         self._raw, self._at = raw, 4
         self._low, self._range = 0, _MASK
         self._code = int.from_bytes(raw[:4].ljust(4, b"\0"), "big")
+        if self._code == _MASK:
+            raise FrameMalformedError(_UNWRITTEN)
 
     def bit(self, models: Models, at: int, value: int = 0) -> int:
         """See `Coder.bit`."""
-        bound = (self._range >> 16) * models.zero[at]
-        found = int(self._code >= bound)
-        if found:
+        zero, seen = models.zero[at], models.seen[at]
+        bound = (self._range >> 16) * zero
+        if self._code < bound:
+            found, self._range = 0, bound
+            models.zero[at] = zero + 2 * (_ONE - zero) // (2 * seen + 3)
+        else:
+            found = 1
             self._low += bound
             self._code -= bound
             self._range -= bound
-        else:
-            self._range = bound
-        models.learn(at, found)
-        self._shift()
+            models.zero[at] = zero - 2 * zero // (2 * seen + 3)
+        if seen < _SLOWEST:
+            models.seen[at] = seen + 1
+        if self._range < _LEAST:
+            self._shift()
         return found
 
     def plain(self, value: int, count: int) -> int:
@@ -178,12 +185,13 @@ class RangeReader:
             count -= part
             self._range >>= part
             here = self._code // self._range
-            self._low += self._range * here
-            self._code -= self._range * here
             if here >> part:
                 raise FrameMalformedError(_UNWRITTEN)
+            self._low += self._range * here
+            self._code -= self._range * here
             found = found << part | here
-            self._shift()
+            if self._range < _LEAST:
+                self._shift()
         return found
 
     def rest(self) -> bytes:
@@ -193,7 +201,7 @@ class RangeReader:
             FrameTruncatedError: they end before.
             FrameMalformedError: a writer writes other bytes for the same values.
         """
-        value, count = _end(self._low, self._range)
+        value, count = _end(self._low & _MASK, self._range)
         end = self._at - 4 + count
         if end > len(self._raw):
             raise FrameTruncatedError(f"the parcel's {len(self._raw)} bytes end within a field")
@@ -202,9 +210,6 @@ class RangeReader:
         return self._raw[end:]
 
     def _shift(self) -> None:
-        if self._code >= self._range:
-            raise FrameMalformedError(_UNWRITTEN)
-        self._low &= _MASK
         while self._range < _LEAST:
             byte = self._raw[self._at] if self._at < len(self._raw) else 0
             self._at += 1
