@@ -116,7 +116,9 @@ class _Told(NamedTuple):
 
     def holding(self, other: _Told) -> _Told:
         """This one with what the other holds."""
-        return _Told(*self[:_HELD], *other[_HELD:])
+        return self._replace(
+            flags=other.flags, distance=other.distance, kept=other.kept, payload=other.payload
+        )
 
     def request(self) -> pb.InferRequest:
         """The request without its digest."""

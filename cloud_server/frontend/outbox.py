@@ -66,12 +66,15 @@ class Outbox:
             self.put(None)
 
     def put_aside(self, event: pb.InferEvent, computation: Computation) -> None:
-        """Append an event that can wait for others."""
+        """Append an Accepted event that can wait for others; then without what its device knows."""
         if not self.wait_s:
             self.put(event, computation)
             return
         if self.closed.is_set():
             return
+        event = pb.InferEvent(
+            request_id=event.request_id, frame_number=event.frame_number, accepted=pb.Accepted()
+        )
         size = _EVENT_BYTES + event.ByteSize()
         self._aside.append((event, computation, size))
         self._count(size)
