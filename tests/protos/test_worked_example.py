@@ -276,7 +276,7 @@ class Reader:
         if not size:
             return 0
         high = self.bit(*name, "high", min(size, width - 1))
-        return 2**size + high * 2 ** (size - 1) + self.u(size - 1) - 1
+        return int(2**size + high * 2 ** (size - 1) + self.u(size - 1) - 1)
 
     def behind(self) -> bytes:
         """What follows the code, whose last bytes are checked."""
@@ -313,7 +313,7 @@ def test_its_parcel_is_what_the_text_describes() -> None:
         assert told is None or code.e(12, "time") == told
 
     def flags(wanted: int) -> None:
-        found = ()
+        found: tuple[int, ...] = ()
         for _ in range(3):
             found += (code.bit("flags", *found),)
         assert int("".join(map(str, found)), 2) == wanted
@@ -331,8 +331,8 @@ def test_its_parcel_is_what_the_text_describes() -> None:
         assert code.u(first.bit_length() - 1) == first - 2 ** (first.bit_length() - 1)
 
     assert code.bit("other") == 1
-    fields = (code.u(8), code.u(16), code.u(32), code.u(2), code.u(1), code.u(1))
-    assert fields == (POINT.index, 6, FRAME_NUMBER, 0, 0, 0)
+    fields = [code.u(count) for count in (8, 16, 32, 2, 1, 1)]
+    assert fields == [POINT.index, 6, FRAME_NUMBER, 0, 0, 0]
     figures({i: figure for i, figure in enumerate(header[2:6]) if figure})
     time(DELTA_MS)
     flags(0)
@@ -340,8 +340,8 @@ def test_its_parcel_is_what_the_text_describes() -> None:
     size(len(payload), 3)
 
     assert code.bit("other") == 1, "another question"
-    fields = (code.u(8), code.u(16), code.u(32), code.u(2), code.u(1), code.u(1), code.u(1))
-    assert fields == (POINT.index, 6, FRAME_NUMBER + 1, 0, 0, 1, 0)
+    fields = [code.u(count) for count in (8, 16, 32, 2, 1, 1, 1)]
+    assert fields == [POINT.index, 6, FRAME_NUMBER + 1, 0, 0, 1, 0]
     assert bytes(code.u(8) for _ in range(code.u(32))).decode() == QUESTION
     assert code.u(32) == MAX_NEW_TOKENS
     figures({3: level - header[5]})
