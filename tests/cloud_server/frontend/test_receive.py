@@ -447,6 +447,7 @@ def test_acknowledgements_wait_for_each_other_and_anything_else_takes_them_along
             together = await events.read()
             assert [e.WhichOneof("event") for e in together.events] == ["accepted"] * 3
             assert [e.frame_number for e in together.events] == [0, 1, 2]
+            assert not any(e.accepted.HasField("distortion") for e in together.events)
             await call.write(edge.frame(seed=3, question=""))
             await call.write(edge.frame(seed=4, question="count 1"))
             seen: list[pb.InferEvent] = []
