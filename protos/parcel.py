@@ -13,7 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from protos.digest import PARCEL_DIGEST_BYTES, REQUEST_ID_BYTES, frame_digest, parcel_digest
-from protos.errors import FrameCorruptError, FrameMalformedError, FrameTooLargeError
+from protos.errors import (
+    FrameCorruptError,
+    FrameMalformedError,
+    FrameTooLargeError,
+    FrameTruncatedError,
+)
 from protos.header import HEADER_VERSION, MAX_INLINE_TOKENS, join_header, split_header
 from protos.limits import DEFAULT_LIMITS, Limits
 from protos.neuralbridge.v1 import bridge_pb2 as pb
@@ -402,7 +407,11 @@ def take_apart(
         rest = payloads[at : at + left]
         at += left
         requests.append(told._replace(payload=told.payload + rest).request())
-    if at != len(payloads):
+    if at > len(payloads):
+        raise FrameTruncatedError(
+            f"the parcel has {len(payloads)} bytes of payloads, its sizes say {at}"
+        )
+    if at < len(payloads):
         raise FrameMalformedError(
             f"the parcel has {len(payloads)} bytes of payloads, its sizes say {at}"
         )
