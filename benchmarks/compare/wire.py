@@ -129,6 +129,10 @@ class Service:
         for channel in (self._channel, self._down):
             if channel is not None:
                 await channel.close()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     def infer(
         self,

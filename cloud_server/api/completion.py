@@ -101,11 +101,14 @@ class Completion(Response):
 
         Raises:
             BridgeError: the question was refused before the answer began.
-            OverloadedError: the caller does not read.
+            OverloadedError: the caller does not read, and nothing was sent. Once the response has
+                begun no error can be sent, so the connection is closed.
         """
-        outbox = self._stream.outbox
+        outbox, begun = self._stream.outbox, False
 
         async def written(message: Message) -> None:
+            nonlocal begun
+            begun = True
             outbox.writing_since = time.monotonic()
             await send(message)
             outbox.writing_since = 0.0
@@ -121,7 +124,8 @@ class Completion(Response):
                 self._asker.unread(error, self._question.made)
             if not self._left:
                 self._undone()
-                raise
+                if not begun:
+                    raise
         finally:
             leaving.cancel()
             if dropped := self._stream.abandon():

@@ -11,12 +11,13 @@ from typing import Any
 
 import grpc
 
-from cloud_server.engine.spawn import spawn_engine
+from cloud_server.engine.spawn import Spawn, spawn_engine
 from cloud_server.frontend.service import Service
-from cloud_server.settings import load
+from cloud_server.settings import Settings, load
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from tests.cloud_server import stage
+from tests.cloud_server.nest import FromNest
 from tests.fakes.pages import fetch
 
 FAST = {
@@ -88,10 +89,12 @@ class Running:
 
 
 def make(paths: dict[str, Any], announce: Callable[[str], None], **settings: Any) -> Service:
+    """A service with fake engines: of the nest, or (`spare` given) of processes of their own."""
     again = partial(load, paths | FAST | settings, environ={})
-    return Service(
-        again(), announce, partial(spawn_engine, module="tests.cloud_server.fake_engine"), again
-    )
+    own = partial(spawn_engine, module="tests.cloud_server.fake_engine")
+    stage.encoder()  # fitted before the service lives: it takes long, and heartbeats would wait
+    spawn: Callable[[Settings, str], Spawn] = own if "spare" in settings else FromNest
+    return Service(again(), announce, spawn, again)
 
 
 @asynccontextmanager

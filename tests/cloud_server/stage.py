@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -76,6 +77,12 @@ def state(seed: int, layout: KVLayout = SOURCE) -> KVState:
 
 
 def encoder(layout: KVLayout = SOURCE, seed: int = 0) -> Encoder:
+    """Random, and fitted once: its entropy tables take longer than most tests."""
+    return _encoder(layout, seed)
+
+
+@functools.cache
+def _encoder(layout: KVLayout, seed: int) -> Encoder:
     rng = np.random.default_rng(seed)
     d = layout.state_dim
     projection = rng.standard_normal((d, RANK)).astype(np.float32) / np.sqrt(d).astype(np.float32)
@@ -379,6 +386,7 @@ def canary(*answers: str, seen: str = "0", question: str = "count 1") -> dict[st
     return plain
 
 
+@functools.cache
 def offer() -> Offer:
     """Of a bundle that no engine has."""
     made = encoder()

@@ -299,6 +299,7 @@ import sys, itertools
 from pathlib import Path
 from PIL import Image
 sys.path.insert(0, ".")
+sys.modules["torch"] = None  # as on a device; its import takes longer than the run
 from edge_agent import assemble, cli
 from edge_agent.sources import Capture
 from tests.fakes.fake_edge import FakeModel

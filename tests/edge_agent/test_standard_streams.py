@@ -22,6 +22,7 @@ from tests.fakes.fake_edge import make_encoder
 
 AGENT = """
 import sys
+sys.modules["torch"] = None  # as on a device; its import takes longer than the run
 from edge_agent import assemble, cli
 from tests.fakes.fake_edge import FakeModel
 assemble.load = lambda *_: FakeModel()
@@ -66,7 +67,7 @@ def shell(stage: Path, server: FakeBridge, script: str) -> subprocess.CompletedP
         cwd=stage,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         env=environ | {"PYTHONPATH": os.getcwd()},
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ class FakeModel:
         return Sight(state, lambda question, limit: f"recalled {question}")
 
 
+@functools.cache
 def make_encoder(seed: int = 0) -> Encoder:
+    """Random, and fitted once: its entropy tables take longer than most tests."""
     rng = np.random.default_rng(seed)
     d = LAYOUT.state_dim
     projection = np.linalg.qr(rng.standard_normal((d, RANK)))[0].astype(np.float32)

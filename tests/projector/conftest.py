@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -90,6 +91,12 @@ def target(vlms: dict[str, VLM]) -> KVLayout:
     return vlms["llava-llama"].layout
 
 
+@functools.cache
+def _tables() -> EntropyTables:
+    sample = np.random.default_rng(1).standard_normal((500, RANK))
+    return EntropyTables.fit(np.rint(sample * 4).astype(np.int64))
+
+
 def make_encoder(source: KVLayout, **over: Any) -> Encoder:
     rng = np.random.default_rng(0)
     d, r = source.state_dim, RANK
@@ -111,9 +118,7 @@ def make_encoder(source: KVLayout, **over: Any) -> Encoder:
             "fine": np.full(r, 0.02, dtype=np.float32),
             "coarse": np.full(r, 0.5, dtype=np.float32),
         },
-        "entropy": {
-            "coarse": EntropyTables.fit(np.rint(rng.standard_normal((500, r)) * 4).astype(np.int64))
-        },
+        "entropy": {"coarse": _tables()},
     }
     fields["reconstruction"] = np.linalg.pinv(fields["projection"])
     return Encoder(**{**fields, **over})

@@ -8,6 +8,8 @@ import json
 import socket
 from typing import Any
 
+import pytest
+
 from tests.cloud_server.api.over_http import Asking, asking, data_url
 
 
@@ -92,7 +94,9 @@ def test_a_body_is_bounded_before_it_is_read(paths: dict[str, Any]) -> None:
     asyncio.run(work())
 
 
-def test_a_peer_that_does_not_read_its_answer_loses_its_connection(paths: dict[str, Any]) -> None:
+def test_a_peer_that_does_not_read_its_answer_loses_its_connection(
+    paths: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
     async def work() -> None:
         async with asking(paths, max_new_tokens=65_535, keepalive_timeout_s=0.3) as it:
             body = json.dumps(it.body("count 60000", stream=True)).encode()
@@ -126,10 +130,11 @@ def test_a_peer_that_does_not_read_its_answer_loses_its_connection(paths: dict[s
             assert await it.text("count 1") == "0"
 
     asyncio.run(work())
+    assert "exception" not in capfd.readouterr().err, "that is the peer's doing, not a fault"
 
 
 def test_answers_that_nobody_reads_are_counted_and_bounded_in_bytes(
-    paths: dict[str, Any],
+    paths: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The bound is above what one answer can take, and below what two leave unread."""
     bound = 32 << 20
@@ -177,6 +182,7 @@ def test_answers_that_nobody_reads_are_counted_and_bounded_in_bytes(
             assert await it.text("count 1") == "0"
 
     asyncio.run(work())
+    assert "exception" not in capfd.readouterr().err
 
 
 def test_connections_above_the_bound_are_closed_as_they_come(paths: dict[str, Any]) -> None:

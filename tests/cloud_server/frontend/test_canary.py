@@ -123,7 +123,7 @@ def test_an_engine_that_was_replaced_is_asked_at_once_and_not_before_counts_as_r
     monkeypatch.setattr(canary, "_AGAIN_S", 0.05)
 
     async def scene() -> None:
-        async with running(paths, canary_s=3600, canary_timeout_s=0.2) as server:
+        async with running(paths, canary_s=3600, canary_timeout_s=0.2, spare=True) as server:
             edge = await server.edge()
 
             async def replaced() -> bool:

@@ -25,7 +25,7 @@ from edge_agent.sources.address import Address
 from tests.edge_agent.cameras.clips import clip, textured, with_faulty_metadata
 from tests.edge_agent.cameras.watched_camera import QUICK, Watched, children, value, wait_for
 
-RESTARTS = 300 if os.environ.get("NEURAL_BRIDGE_FAULTS") == "full" else 12
+RESTARTS = 300 if os.environ.get("NEURAL_BRIDGE_FAULTS") == "full" else 4
 ROOT = Path(__file__).resolve().parents[3]
 
 

@@ -22,6 +22,7 @@ from tests.fakes.fake_bridge import FakeBridge
 
 AGENT = """
 import sys, time
+sys.modules["torch"] = None  # as on a device; its import takes longer than the run
 from edge_agent import assemble, cli
 from tests.fakes.fake_edge import FakeModel
 class Model(FakeModel):
@@ -50,7 +51,7 @@ class Stage:
         (folder / "pictures").mkdir()
         self.systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.systemd.bind(str(folder / "notify"))
-        self.systemd.settimeout(60)
+        self.systemd.settimeout(200)
         self.agent: subprocess.Popen[str] | None = None
         self.picture("first", 9)
 
@@ -64,7 +65,7 @@ class Stage:
         with contextlib.suppress(BlockingIOError):  # what an earlier run said
             while True:
                 self.systemd.recv(4096)
-        self.systemd.settimeout(60)
+        self.systemd.settimeout(200)
         environ = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}
         self.agent = subprocess.Popen(
             [
@@ -94,7 +95,7 @@ class Stage:
     def end(self, number: signal.Signals = signal.SIGTERM) -> str:
         assert self.agent is not None
         self.agent.send_signal(number)
-        said = self.agent.communicate(timeout=60)[1]
+        said = self.agent.communicate(timeout=200)[1]
         self.agent = None
         return said
 
@@ -175,7 +176,7 @@ def test_the_next_start_reports_a_crash_in_c_and_a_killed_run(stage: Stage) -> N
     stage.picture("second", 14)
     stage.start()
     assert stage.agent is not None
-    stage.agent.communicate(timeout=60)
+    stage.agent.communicate(timeout=200)
     assert stage.agent.returncode == -signal.SIGSEGV
     (stage.folder / "pictures" / "second.png").unlink()
     stage.start()
@@ -196,6 +197,6 @@ def test_an_error_of_the_agent_is_reported_at_once(stage: Stage) -> None:
     stage.picture("second", 15)
     stage.start()
     assert stage.agent is not None
-    stage.agent.communicate(timeout=60)
+    stage.agent.communicate(timeout=200)
     (report,) = stage.reports()
     assert report["kind"] == "exception" and "ZeroDivisionError: by nothing" in str(report["cause"])

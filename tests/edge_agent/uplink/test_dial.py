@@ -85,7 +85,7 @@ def ask(stage: Path, address: str, **environ: str) -> subprocess.CompletedProces
         cwd=stage,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         env=inherited | environ | {"PYTHONPATH": os.getcwd()},
     )
 

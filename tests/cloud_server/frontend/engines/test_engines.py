@@ -18,15 +18,9 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from protos.requests import seal_ask
 from tests.cloud_server.front_end import Edge, Running, at_least, running
-from tests.cloud_server.processes import children
+from tests.cloud_server.nest import engines
 
 TWO = {"engines": 2, "restart_backoff_max_s": 0.02}
-
-
-def engines_of(front_end: int) -> list[int]:
-    """Process ids of the engines: the children of its spares."""
-    spares = [pid for pid, command in children(front_end).items() if "--spare" in command]
-    return [engine for spare in spares for engine in children(spare)]
 
 
 async def all_up(server: Running, count: int) -> bool:
@@ -80,7 +74,7 @@ def test_work_goes_to_the_engine_that_has_least_and_a_question_to_where_its_scen
                 pass
             assert (await edge.say("", seed=2)).HasField("accepted")
             homes = [await where(server, edge, number) for number in (1, 2)]
-            assert len(set(homes)) == 2 and set(homes) == set(engines_of(os.getpid()))
+            assert len(set(homes)) == 2 and set(homes) == set(engines())
             assert [await where(server, edge, number) for number in (1, 2)] == homes
             holding.cancel()
 
@@ -100,7 +94,7 @@ def test_scenes_of_an_engine_that_was_killed_are_made_again_from_their_frames(
             os.kill(home, signal.SIGKILL)
 
             async def gone() -> bool:
-                return home not in engines_of(os.getpid())
+                return home not in engines()
 
             await server.until(gone)
             for number in range(1, 6):
@@ -118,7 +112,7 @@ def test_a_request_that_ends_its_engine_twice_is_quarantined_and_the_others_are_
     async def scene() -> None:
         async with running(paths, quarantine_dir=folder, restart_backoff_max_s=0.02) as server:
             edge = await server.edge()
-            (engine,) = engines_of(os.getpid())
+            (engine,) = engines()
             os.kill(engine, signal.SIGSTOP)  # so that all of them are in it when it dies
             others = [
                 asyncio.create_task(answered(edge, f"count {seed}", seed)) for seed in range(1, 5)
@@ -155,7 +149,7 @@ def test_an_engine_that_is_stopped_or_leaks_is_replaced_and_its_requests_are_ans
         limits = {"heartbeat_timeout_s": 1.0, "engine_memory_bytes": 300 << 20}
         async with running(paths, **limits) as server:
             edge = await server.edge()
-            (engine,) = engines_of(os.getpid())
+            (engine,) = engines()
             if how == "stopped":
                 os.kill(engine, signal.SIGSTOP)
             else:
@@ -163,7 +157,7 @@ def test_an_engine_that_is_stopped_or_leaks_is_replaced_and_its_requests_are_ans
             assert (await answered(edge, "count 3", 3)).answer.tokens == 3
 
             async def replaced() -> bool:
-                return engines_of(os.getpid()) not in ([engine], [])
+                return engines() not in ([engine], [])
 
             await server.until(replaced)
             assert (await answered(edge, "count 4", 4)).answer.tokens == 4
@@ -206,11 +200,11 @@ def test_engines_killed_over_and_over_under_load_lose_no_answer_and_double_none(
                     return len(ends) >= before + 8
 
                 await server.until(more)
-                engine = engines_of(os.getpid())[kill % 2]
+                engine = engines()[kill % 2]
                 os.kill(engine, signal.SIGKILL)
 
                 async def replaced(engine: int = engine) -> bool:
-                    return engine not in engines_of(os.getpid()) and await cleared()
+                    return engine not in engines() and await cleared()
 
                 await server.until(replaced)
             stop.set()
@@ -230,7 +224,7 @@ def test_a_request_that_runs_alone_while_engines_are_killed_or_stopped_is_not_qu
         async with running(paths, **quick) as server:
             edge = await server.edge()
             for how in (signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP):
-                (engine,) = engines_of(os.getpid())
+                (engine,) = engines()
                 before = await server.metric("engine_restarts_total")
                 os.kill(engine, signal.SIGSTOP)
                 asked = asyncio.create_task(edge.say("count 2", 5))

@@ -19,7 +19,7 @@ from sqlalchemy import text
 from cloud_server.frontend import service
 from cloud_server.state import bundles
 from projector.bundle.load import Bundle
-from tests.cloud_server import processes, stage
+from tests.cloud_server import stage
 from tests.cloud_server.front_end import Running, running
 from tests.cloud_server.frontend.versions.test_rollout import (
     FAST,
@@ -29,6 +29,7 @@ from tests.cloud_server.frontend.versions.test_rollout import (
     until,
     versions_of,
 )
+from tests.cloud_server.nest import engines
 from tests.cloud_server.state import postgresql
 from tests.fakes.loop import on_loop
 
@@ -157,13 +158,6 @@ async def test_a_rollout_goes_on_while_the_database_is_gone(
         assert (await edge.say("count 1")).HasField("answer")
         away.rename(file)
         await until(lambda: operator.states().get(digest) == "serving")
-
-
-def engines() -> list[int]:
-    """Process ids of the engines below this process; a spare has children, an engine has none."""
-    found = [pid for pid, line in processes.children(os.getpid()).items() if "fake_engine" in line]
-    below = [pid for one in found for pid in processes.children(one)]
-    return [pid for pid in found + below if not processes.children(pid) and processes.alive(pid)]
 
 
 @pytest.mark.parametrize("kill", [signal.SIGSTOP, signal.SIGKILL])
