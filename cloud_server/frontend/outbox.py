@@ -79,11 +79,11 @@ class Outbox:
         self._aside.append((event, computation, size))
         self._count(size)
         if len(self._aside) >= self.most_aside:
-            self._bring()
+            self.bring()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self.wait_s, self._bring)
+            self._timer = asyncio.get_running_loop().call_later(self.wait_s, self.bring)
 
-    def _bring(self) -> None:
+    def bring(self) -> None:
         """Let the events go that were put aside."""
         if self._timer is not None:
             self._timer.cancel()
@@ -97,7 +97,7 @@ class Outbox:
         """Append an event of a computation; None ends the stream."""
         if self.closed.is_set():
             return
-        self._bring()
+        self.bring()
         size = _EVENT_BYTES + (event.ByteSize() if event is not None else 0)
         self._events.append((event, computation, size))
         self._count(size)
@@ -135,7 +135,7 @@ class Outbox:
     def close(self) -> None:
         """Called when the call has ended: drop the events that are not written."""
         self.closed.set()
-        self._bring()
+        self.bring()
         self._events.clear()
         self._count(-self.bytes)
 

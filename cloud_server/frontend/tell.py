@@ -83,10 +83,12 @@ class Stream:
         computation.listen(pass_on)
 
     def end_if_done(self) -> None:
-        """Close the outbox once nothing can come any more."""
+        """Close the outbox once nothing can come any more; one that stays sends what waits."""
         if self.half_closed and not self.waiting:
             self.ended.set()
-            if not self.apart:
+            if self.apart:
+                self.outbox.bring()
+            else:
                 self.outbox.put(None)
 
     def abandon(self) -> list[Computation]:

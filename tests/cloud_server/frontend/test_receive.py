@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from cloud_server.frontend import receive
 from protos.calls import ACCEPTED_WAIT_KEY, EVENTS_APART
 from protos.digest import derived_id
 from protos.neuralbridge.v1 import bridge_pb2 as pb
@@ -427,13 +428,15 @@ async def test_each_request_of_a_parcel_counts_against_the_quota(
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_acknowledgements_wait_for_each_other_and_anything_else_takes_them_along(
-    paths: dict[str, Any], apart: bool
+    paths: dict[str, Any], apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(receive, "MOST_ACCEPTED_WAIT_MS", 600_000)  # longer than any call here
+
     async def scene() -> None:
         async with running(paths) as server:
             edge = await server.edge()
             stub = bridge_pb2_grpc.BridgeStub(server.channel)
-            metadata = (*edge.metadata, (ACCEPTED_WAIT_KEY, "60000,3"))
+            metadata = (*edge.metadata, (ACCEPTED_WAIT_KEY, "600000,3"))
             down = None
             if apart:
                 request = pb.EventsRequest(session_id=edge.session.session_id)
