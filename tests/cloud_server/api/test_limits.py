@@ -134,7 +134,7 @@ def test_a_peer_that_does_not_read_its_answer_loses_its_connection(
 
 
 def test_answers_that_nobody_reads_are_counted_and_bounded_in_bytes(
-    paths: dict[str, Any], capfd: pytest.CaptureFixture[str]
+    paths: dict[str, Any],
 ) -> None:
     """The bound is above what one answer can take, and below what two leave unread."""
     bound = 32 << 20
@@ -182,7 +182,6 @@ def test_answers_that_nobody_reads_are_counted_and_bounded_in_bytes(
             assert await it.text("count 1") == "0"
 
     asyncio.run(work())
-    assert "exception" not in capfd.readouterr().err
 
 
 def test_connections_above_the_bound_are_closed_as_they_come(paths: dict[str, Any]) -> None:
