@@ -2,7 +2,7 @@
 
 A ZIP archive without compression, so that nothing in it can grow. Its members, in this order:
 
-    update.json      number, version, machine, Python, and each file's size and SHA-256
+    update.json      number, version, machine, Python, JetPack, and each file's size and SHA-256
     signature.json   an Ed25519 signature over a prefix and update.json
     KIND/…           the files: agent (wheels), model (an edge export), bundle (an edge half)
 """
@@ -52,6 +52,7 @@ class Manifest:
         machine: processor that its wheels are for, as `uname -m` has it; "any" for every one.
         python: the Python that they are for ("3.10"); "any" for every one.
         files: by their names, KIND/….
+        jetpack: major version of JetPack that it is for ("6"); "any" for every device.
     """
 
     number: int
@@ -59,6 +60,18 @@ class Manifest:
     machine: str
     python: str
     files: dict[str, UpdateFile]
+    jetpack: str = ANY
+
+    def fits(self, machine: str, python: str, jetpack: str) -> bool:
+        """Whether it is for such a device.
+
+        Args:
+            machine: its processor.
+            python: its Python.
+            jetpack: its JetPack.
+        """
+        wanted = ((self.machine, machine), (self.python, python), (self.jetpack, jetpack))
+        return all(mine in (ANY, its) for mine, its in wanted)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -67,8 +80,11 @@ class Manifest:
         return tuple(kind for kind in KINDS if kind in found)
 
     def to_json(self) -> bytes:
-        """The one form in which it is written."""
-        return (json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True) + "\n").encode()
+        """The one form in which it is written; without `jetpack` if that is "any"."""
+        plain = {"format": FORMAT, **asdict(self)}
+        if self.jetpack == ANY:
+            del plain["jetpack"]  # agents that do not know it read the others
+        return (json.dumps(plain, sort_keys=True) + "\n").encode()
 
     @classmethod
     def from_json(cls, blob: bytes) -> Manifest:
@@ -84,7 +100,14 @@ class Manifest:
                     f"format {plain['format']!r}, this agent reads {FORMAT}: update the agent first"
                 )
             files = {str(name): UpdateFile(**file) for name, file in plain["files"].items()}
-            made = cls(plain["number"], plain["version"], plain["machine"], plain["python"], files)
+            made = cls(
+                plain["number"],
+                plain["version"],
+                plain["machine"],
+                plain["python"],
+                files,
+                plain.get("jetpack", ANY),
+            )
         except (FrameMalformedError, KeyError, TypeError, AttributeError) as error:
             raise UpdateError(f"{MANIFEST} is not an update's list of files: {error}") from error
         made._check()
@@ -95,9 +118,9 @@ class Manifest:
     def _check(self) -> None:
         if not _whole(self.number) or not 1 <= self.number < 1 << 53:
             raise UpdateError(f"number {self.number!r} is not a whole number from 1 on")
-        for word in (self.version, self.machine, self.python):
+        for word in (self.version, self.machine, self.python, self.jetpack):
             if not isinstance(word, str) or not _WORD.fullmatch(word):
-                raise UpdateError(f"{word!r} is not a version, machine or Python")
+                raise UpdateError(f"{word!r} is not a version, machine, Python or JetPack")
         if not 1 <= len(self.files) <= MAX_FILES:
             raise UpdateError(f"{len(self.files)} files, an update has 1 to {MAX_FILES}")
         for name, file in self.files.items():

@@ -45,7 +45,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "protos": (),
     "projector": ("protos", "projector"),
     **{room: ("protos", *ROOMS[:at]) for at, room in enumerate(ROOMS)},
-    "edge_agent": ("protos", *BASE, "projector.bundle.keys"),  # one home for signatures
+    # One home for signatures, and for what is signed for devices.
+    "edge_agent": ("protos", *BASE, "projector.bundle.keys", "projector.bundle.update"),
     "cloud_server": ("protos", *ROOMS),
     "reference": ("protos", "projector", "edge_agent", "cloud_server"),
     "benchmarks": ("protos", "projector", "edge_agent", "cloud_server", "reference"),

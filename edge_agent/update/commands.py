@@ -10,10 +10,10 @@ from typing import Any
 
 from edge_agent.settings import Settings
 from edge_agent.update import boot
-from edge_agent.update.archive import open_update
 from edge_agent.update.boot import UNIT, Slots
 from edge_agent.update.install import install
 from projector.bundle.keys import TrustedKeys
+from projector.bundle.update import open_update
 from protos.errors import UpdateError
 from protos.process.files import writing
 

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 from edge_agent.update import boot
-from edge_agent.update.archive import Update, check_device
 from edge_agent.update.boot import BootState, Slot, Slots
+from edge_agent.update.device import check_device
+from projector.bundle.update import Update
 from protos.errors import DiskFullError, UpdateError
 from protos.process.files import writing
 

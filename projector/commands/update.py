@@ -44,6 +44,7 @@ def register(commands: Any) -> None:
     update.add_argument("--bundle", type=Path, help="folder with an edge half")
     update.add_argument("--machine", default=ANY, help="processor of the wheels (uname -m)")
     update.add_argument("--python", default=ANY, help="Python of the wheels, such as 3.10")
+    update.add_argument("--jetpack", default=ANY, help="JetPack's major version, such as 6")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -66,7 +67,9 @@ def _run(args: argparse.Namespace) -> int:
         for name in files:
             check_name(name)
         listed = {name: _file(path) for name, path in files.items()}
-        manifest = Manifest(args.number, args.version, args.machine, args.python, listed)
+        manifest = Manifest(
+            args.number, args.version, args.machine, args.python, listed, args.jetpack
+        )
         blob = Manifest.from_json(manifest.to_json()).to_json()
     except UpdateError as error:
         raise ConfigError(str(error)) from error

@@ -1,12 +1,13 @@
-"""Reads an update: nothing is unpacked before its signature and every file are verified."""
+"""Reads an update: nothing is unpacked before its signature and every file are verified.
+
+Devices read what they install, the service what it offers them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import struct
-import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,6 @@ from protos.process.files import writing
 from protos.process.folders import open_file
 from protos.strict_json import read_json
 from protos.update import (
-    ANY,
     MANIFEST,
     MAX_BYTES,
     MAX_FILES,
@@ -94,30 +94,6 @@ def open_update(path: Path, trusted: TrustedKeys) -> Iterator[Update]:
             raise UpdateError(f"{path} is damaged: {error}") from error
         with archive:
             yield update
-
-
-def check_device(manifest: Manifest, newest: int, older: bool) -> None:
-    """Refuse an update for another device, or one that is not newer than what runs.
-
-    Args:
-        manifest: the update's.
-        newest: number of the slot that runs.
-        older: take an older one or the same one as well.
-
-    Raises:
-        UpdateError: it does not fit.
-    """
-    here = platform.machine()
-    if manifest.machine not in (ANY, here):
-        raise UpdateError(f"it is for {manifest.machine}, this device is {here}")
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if manifest.python not in (ANY, python):
-        raise UpdateError(f"it is for Python {manifest.python}, this device has {python}")
-    if manifest.number <= newest and not older:
-        raise UpdateError(
-            f"it is number {manifest.number}, and number {newest} runs: not newer; --older "
-            "installs it anyway"
-        )
 
 
 def _check_end(number: int, path: Path) -> None:

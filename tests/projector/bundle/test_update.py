@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from edge_agent.update.archive import check_device, open_update
 from projector.bundle.keys import SigningKey, TrustedKeys
+from projector.bundle.update import open_update
 from protos.errors import BridgeError, SignatureError, UpdateError
-from protos.update import Manifest, UpdateFile
-from tests.edge_agent.update.updates import MODEL, listed, write_update
+from tests.fakes.updates import MODEL, listed, write_update
 
 
 @pytest.fixture(scope="module")
@@ -172,23 +171,3 @@ def test_damage_at_any_byte_is_a_typed_error(
         file.write_bytes(whole[:at])
         refused(file, trusted)
     assert unpacked < len(whole) / 3
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"machine": "riscv64"}, "it is for riscv64"),
-        ({"python": "2.7"}, "it is for Python 2.7"),
-        ({"number": 5}, "number 5 runs"),
-        ({"number": 4}, "number 5 runs"),
-    ],
-)
-def test_an_update_for_another_device_or_an_older_one_is_refused(
-    fields: dict[str, Any], said: str
-) -> None:
-    plain = {"number": 6, "version": "v", "machine": "any", "python": "any"} | fields
-    manifest = Manifest(**plain, files={"model/a": UpdateFile(0, "0" * 64)})
-    with pytest.raises(UpdateError, match=said):
-        check_device(manifest, 5, older=False)
-    if "number" in fields:
-        check_device(manifest, 5, older=True)
