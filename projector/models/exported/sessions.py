@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import shutil
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -35,6 +37,8 @@ TensorRT runs the vision tower, whose shapes are fixed; CUDA then runs the decod
 _RELEASE = Path("/etc/nv_tegra_release")  # of JetPack
 _BOARD, _GPUS = Path("/proc/device-tree/model"), Path("/proc/driver/nvidia/gpus")
 _MODULE = Path("/sys/module/nvidia/version")
+_KEPT_ENGINES = 4
+"""Folders of engines that stay: two slots, each before and after a change of JetPack."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +146,7 @@ def _options(
         return {"device_id": number, "use_tf32": "0"}
     chosen = {"device_id": number}
     if engines is not None:
-        kept = engines / engine_key(manifest, number)
-        with writing(kept):
-            kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        kept = engine_folder(engines, manifest, number)
         chosen |= {
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(kept),
@@ -152,6 +154,30 @@ def _options(
             "trt_timing_cache_path": str(kept),
         }
     return chosen
+
+
+def engine_folder(engines: Path, manifest: Manifest, number: str = "0") -> Path:
+    """The folder for one model's engines here; those used longest ago are removed.
+
+    Each new JetPack, driver or model needs another folder, and a device may run for years.
+
+    Args:
+        engines: where all such folders are.
+        manifest: the model's.
+        number: of the GPU.
+
+    Raises:
+        DiskFullError, ConfigError: it cannot be made.
+    """
+    kept = engines / engine_key(manifest, number)
+    with writing(kept):
+        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.utime(kept)
+        others = [one for one in engines.iterdir() if one != kept and one.is_dir()]
+        others.sort(key=lambda one: one.stat().st_mtime, reverse=True)
+    for old in others[_KEPT_ENGINES - 1 :]:
+        shutil.rmtree(old, ignore_errors=True)
+    return kept
 
 
 def engine_key(manifest: Manifest, number: str = "0") -> str:

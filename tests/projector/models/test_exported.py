@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from projector.models.exported import sessions
 from projector.models.exported.check import Known, difference
 from projector.models.exported.manifest import WITNESS, Manifest
 from projector.models.exported.picture_input import picture_input
-from projector.models.exported.sessions import engine_key
+from projector.models.exported.sessions import engine_folder, engine_key
 from projector.models.exported.vlm import ExportedVLM, received_shares
 from projector.models.vlm import VLM
 from projector.serving.edge_export import export_edge
@@ -144,6 +145,25 @@ def test_an_engine_is_for_one_model_driver_jetpack_and_board(
     keys.add(engine_key(manifest("a")))
     assert len(keys) == 7
     assert engine_key(manifest("a")) in keys
+
+
+def test_a_new_jetpack_has_engines_built_again_and_old_ones_do_not_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, engines = tmp_path / "release", tmp_path / "engines"
+    monkeypatch.setattr(sessions, "_RELEASE", release)
+    model: Any = SimpleNamespace(digest="a")
+    made = []
+    for number in range(9):
+        release.write_text(f"R36 (release), REVISION: {number}")
+        folder = engine_folder(engines, model)
+        assert list(folder.iterdir()) == [], "nothing of another JetPack is used"
+        (folder / "vision.engine").write_bytes(b"engine")
+        os.utime(folder, (number, number))
+        made.append(folder)
+        assert engine_folder(engines, model) == folder and list(folder.iterdir())
+        os.utime(folder, (number, number))
+    assert set(engines.iterdir()) == set(made[-4:])
 
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
