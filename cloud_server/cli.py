@@ -26,6 +26,7 @@ from cloud_server.commands import (
     restore,
     serve,
     tenants,
+    updates,
 )
 from protos.errors import ConfigError
 from protos.process import console
@@ -44,6 +45,7 @@ COMMANDS = (
     keys,
     quotas,
     bundles,
+    updates,
     audit,
     authority,
     backup,

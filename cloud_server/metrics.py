@@ -150,6 +150,23 @@ class Metrics(MetricSet):
         self.bundle_rollbacks = self.counter(
             "bundle_rollbacks_total", "Versions of bundles that the service rolled back by itself"
         )
+        self.update_devices = self.gauge(
+            "update_devices",
+            "Devices that an update was offered to, by its state there: offered, fetched, trial, "
+            "kept or failed",
+            "tenant",
+            "number",
+            "digest",
+            "state",
+        )
+        self.update_halted = self.gauge(
+            "update_halted",
+            "1 for an update that halted because it failed on too many devices",
+            "tenant",
+            "number",
+            "digest",
+        )
+        self.update_bytes = self.counter("update_bytes_total", "Bytes of updates sent to devices")
         self.log_lines_dropped = self.counter(
             "log_lines_dropped_total",
             "Log lines that standard error did not take, by process: frontend or engine",

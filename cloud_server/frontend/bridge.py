@@ -1,7 +1,8 @@
 """The gRPC service `neuralbridge.v1.Bridge`: which module answers which call.
 
-`negotiate`, `receive`, `ask` and `feedback` take calls; `under_way` gives requests to the engine,
-`tell` passes its events on, `refuse` sends errors. Nothing here touches a tensor library.
+`negotiate`, `receive`, `ask`, `feedback` and `updates` take calls; `under_way` gives requests to
+the engine, `tell` passes its events on, `refuse` sends errors. Nothing here touches a tensor
+library.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from cloud_server.frontend.scenes import HeldScenes
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.tell import Teller
 from cloud_server.frontend.under_way import UnderWay
+from cloud_server.frontend.updates import Updates
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.throttle import Throttle
@@ -105,6 +107,9 @@ class Bridge:
         self.asker = Asker(
             limits, sessions, under_way, teller, metrics, refusals, gate, quotas, outboxes
         )
+        self._updates = Updates(
+            access.store, settings.directory, gate, openings, metrics, refusals, log
+        )
         self._feedback = FeedbackSender(
             limits, sessions, under_way, metrics, refusals, log, gate, quotas
         )
@@ -133,6 +138,12 @@ class Bridge:
             "Feedback": grpc.unary_unary_rpc_method_handler(
                 self._feedback.feedback, response_serializer=pb.FeedbackResponse.SerializeToString
             ),
+            "CheckUpdate": grpc.unary_unary_rpc_method_handler(
+                self._updates.check, response_serializer=pb.CheckUpdateResponse.SerializeToString
+            ),
+            "FetchUpdate": grpc.unary_stream_rpc_method_handler(
+                self._updates.fetch, response_serializer=pb.Chunk.SerializeToString
+            ),
             "Shadow": grpc.stream_unary_rpc_method_handler(
                 _shadow, response_serializer=pb.ShadowResponse.SerializeToString
             ),
@@ -144,6 +155,7 @@ class Bridge:
     async def start(self) -> None:
         """See `Part`: begin to send requests to the engine."""
         self.under_way.start()
+        self._updates.start()
         self._watching = asyncio.create_task(self._outboxes.watch())
 
     def engine_up(self, offers: list[Offer]) -> None:
@@ -184,6 +196,7 @@ class Bridge:
         """See `Part`: send the engine nothing more, and log what was only counted so far."""
         if self._watching is not None:
             self._watching.cancel()
+        await self._updates.close()
         await self.under_way.stop()
         self._few.flush()
 

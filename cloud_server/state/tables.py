@@ -194,3 +194,75 @@ class BundleReport(Base):
     why: Mapped[str] = mapped_column(Text)
     figures: Mapped[str] = mapped_column(Text)
     reported_at: Mapped[float] = mapped_column(Double)
+
+
+class UpdateRow(Base):
+    """A signed update of devices' software; its file lies in the service's directory."""
+
+    __tablename__ = "updates"
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    number: Mapped[int] = mapped_column(_NUMBER)
+    version: Mapped[str] = mapped_column(String(64))
+    machine: Mapped[str] = mapped_column(String(64))
+    python: Mapped[str] = mapped_column(String(64))
+    jetpack: Mapped[str] = mapped_column(String(64))
+    kinds: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int] = mapped_column(_NUMBER)
+    signer: Mapped[str] = mapped_column(Text)
+    added_s: Mapped[float] = mapped_column(Double)
+    added_by: Mapped[str] = mapped_column(Text)
+    retired: Mapped[bool]
+
+
+class OfferRow(Base):
+    """An update offered to a tenant's devices, stage by stage; `stages` is JSON."""
+
+    __tablename__ = "update_offers"
+    __table_args__ = (UniqueConstraint("tenant_id", "digest"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    digest: Mapped[str] = mapped_column(ForeignKey("updates.digest", ondelete="CASCADE"))
+    state: Mapped[str] = mapped_column(String(16))
+    stages: Mapped[str] = mapped_column(Text)
+    stage: Mapped[int] = mapped_column(_NUMBER)
+    stage_since_s: Mapped[float] = mapped_column(Double)
+    excused: Mapped[int] = mapped_column(_NUMBER)
+    older: Mapped[bool]
+    note: Mapped[str] = mapped_column(Text)
+    changed_s: Mapped[float] = mapped_column(Double)
+    changed_by: Mapped[str] = mapped_column(Text)
+
+
+class OfferDeviceRow(Base):
+    """A device that an update was offered to, and how it went."""
+
+    __tablename__ = "update_offer_devices"
+    offer_id: Mapped[str] = mapped_column(
+        ForeignKey("update_offers.id", ondelete="CASCADE"), primary_key=True
+    )
+    device_id: Mapped[str] = mapped_column(
+        ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
+    stage: Mapped[int] = mapped_column(_NUMBER)
+    state: Mapped[str] = mapped_column(String(16))
+    cause: Mapped[str] = mapped_column(Text)
+    failures: Mapped[int] = mapped_column(_NUMBER)
+    excused: Mapped[int] = mapped_column(_NUMBER)
+    changed_s: Mapped[float] = mapped_column(Double)
+
+
+class SoftwareRow(Base):
+    """What a device said that it runs, and which updates it takes."""
+
+    __tablename__ = "device_software"
+    device_id: Mapped[str] = mapped_column(
+        ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True
+    )
+    machine: Mapped[str] = mapped_column(String(64))
+    python: Mapped[str] = mapped_column(String(64))
+    jetpack: Mapped[str] = mapped_column(String(64))
+    number: Mapped[int] = mapped_column(_NUMBER)
+    digest: Mapped[str] = mapped_column(String(64))
+    takes: Mapped[bool]
+    takes_older: Mapped[bool]
+    seen_s: Mapped[float] = mapped_column(Double)

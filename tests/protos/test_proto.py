@@ -69,6 +69,8 @@ def test_service_and_methods_are_the_published_ones() -> None:
         "Renew": (False, False),
         "Attend": (False, True),
         "Report": (False, False),
+        "CheckUpdate": (False, False),
+        "FetchUpdate": (False, True),
     }
     assert all(hasattr(bridge_pb2_grpc.BridgeServicer, name) for name in kinds)
 

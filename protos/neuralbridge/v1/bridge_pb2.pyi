@@ -481,3 +481,59 @@ class Outcome(_message.Message):
 class ReportResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class CheckUpdateRequest(_message.Message):
+    __slots__ = ("machine", "python", "jetpack", "number", "digest", "takes", "takes_older", "states")
+    MACHINE_FIELD_NUMBER: _ClassVar[int]
+    PYTHON_FIELD_NUMBER: _ClassVar[int]
+    JETPACK_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TAKES_FIELD_NUMBER: _ClassVar[int]
+    TAKES_OLDER_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    machine: str
+    python: str
+    jetpack: str
+    number: int
+    digest: str
+    takes: bool
+    takes_older: bool
+    states: _containers.RepeatedCompositeFieldContainer[UpdateState]
+    def __init__(self, machine: _Optional[str] = ..., python: _Optional[str] = ..., jetpack: _Optional[str] = ..., number: _Optional[int] = ..., digest: _Optional[str] = ..., takes: _Optional[bool] = ..., takes_older: _Optional[bool] = ..., states: _Optional[_Iterable[_Union[UpdateState, _Mapping]]] = ...) -> None: ...
+
+class UpdateState(_message.Message):
+    __slots__ = ("digest", "state", "cause", "failures")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    state: str
+    cause: str
+    failures: int
+    def __init__(self, digest: _Optional[str] = ..., state: _Optional[str] = ..., cause: _Optional[str] = ..., failures: _Optional[int] = ...) -> None: ...
+
+class CheckUpdateResponse(_message.Message):
+    __slots__ = ("digest", "number", "version", "size_bytes", "older")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OLDER_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    number: int
+    version: str
+    size_bytes: int
+    older: bool
+    def __init__(self, digest: _Optional[str] = ..., number: _Optional[int] = ..., version: _Optional[str] = ..., size_bytes: _Optional[int] = ..., older: _Optional[bool] = ...) -> None: ...
+
+class FetchUpdateRequest(_message.Message):
+    __slots__ = ("digest", "offset", "length")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    offset: int
+    length: int
+    def __init__(self, digest: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...

@@ -90,6 +90,16 @@ class BridgeStub:
                 request_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ReportRequest.SerializeToString,
                 response_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ReportResponse.FromString,
                 _registered_method=True)
+        self.CheckUpdate = channel.unary_unary(
+                '/neuralbridge.v1.Bridge/CheckUpdate',
+                request_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.CheckUpdateRequest.SerializeToString,
+                response_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.CheckUpdateResponse.FromString,
+                _registered_method=True)
+        self.FetchUpdate = channel.unary_stream(
+                '/neuralbridge.v1.Bridge/FetchUpdate',
+                request_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.FetchUpdateRequest.SerializeToString,
+                response_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.Chunk.FromString,
+                _registered_method=True)
 
 
 class BridgeServicer:
@@ -183,6 +193,21 @@ class BridgeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckUpdate(self, request, context):
+        """Which update of its software the calling device is to install; it also says how the last ones
+        went. At most 64 KiB. See UPDATES. Ask once an hour, and whenever an order `update` comes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchUpdate(self, request, context):
+        """A part of an update that CheckUpdate offers to the calling device; 705 for any other one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BridgeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -240,6 +265,16 @@ def add_BridgeServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ReportRequest.FromString,
                     response_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ReportResponse.SerializeToString,
+            ),
+            'CheckUpdate': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckUpdate,
+                    request_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.CheckUpdateRequest.FromString,
+                    response_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.CheckUpdateResponse.SerializeToString,
+            ),
+            'FetchUpdate': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchUpdate,
+                    request_deserializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.FetchUpdateRequest.FromString,
+                    response_serializer=protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.Chunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -540,6 +575,60 @@ class Bridge:
             '/neuralbridge.v1.Bridge/Report',
             protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ReportRequest.SerializeToString,
             protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.ReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckUpdate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neuralbridge.v1.Bridge/CheckUpdate',
+            protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.CheckUpdateRequest.SerializeToString,
+            protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.CheckUpdateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchUpdate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/neuralbridge.v1.Bridge/FetchUpdate',
+            protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.FetchUpdateRequest.SerializeToString,
+            protos_dot_neuralbridge_dot_v1_dot_bridge__pb2.Chunk.FromString,
             options,
             channel_credentials,
             insecure,

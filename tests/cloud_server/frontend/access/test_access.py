@@ -44,6 +44,8 @@ CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "Ask": lambda stub, sent: stub.Ask(pb.AskRequest(), metadata=sent),
     "Feedback": lambda stub, sent: stub.Feedback(pb.FeedbackRequest(), metadata=sent),
     "Shadow": lambda stub, sent: stub.Shadow(metadata=sent),
+    "CheckUpdate": lambda stub, sent: stub.CheckUpdate(pb.CheckUpdateRequest(), metadata=sent),
+    "FetchUpdate": lambda stub, sent: stub.FetchUpdate(pb.FetchUpdateRequest(), metadata=sent),
     "Renew": lambda stub, sent: stub.Renew(pb.RenewRequest(), metadata=sent),
 }
 """A call of every RPC but Enrol, by a stub and with metadata."""
