@@ -42,6 +42,7 @@ from edge_agent.start_limit import start_limit
 from edge_agent.stop_limit import end_soon
 from edge_agent.summary import Summary
 from edge_agent.update.boot import Slots
+from edge_agent.update.from_service import updates_for
 from edge_agent.update.health import begin_health, running_slot
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.dial import (
@@ -237,6 +238,9 @@ async def _drive(
             log,
             chosen.connect_timeout_s,
         )
+    updates = None
+    if renewal is not None and again is not None:
+        updates = updates_for(chosen, state_directory(chosen), servers, uplink, metrics, log, now)
     plan = Plan(
         chosen.point,
         chosen.highest_point,
@@ -291,6 +295,9 @@ async def _drive(
             if renewal is not None:
                 await renewal.before_connecting()
                 await beside.enter_async_context(_beside("renewal", renewal.run(), log))
+            if updates is not None:
+                upkeep.updating = lambda: updates.shown
+                await beside.enter_async_context(_beside("updates", updates.run(), log))
             summary = await agent.run()
         if renewal is not None and uplink.connection.session is not None:
             await renewal.turn()  # a short run may end before `renewal.run` looks

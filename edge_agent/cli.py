@@ -40,6 +40,7 @@ from edge_agent.sources.folder import Folder, read_text
 from edge_agent.sources.opened import open_sources
 from edge_agent.spool.prepare import Kept, spool_folder
 from edge_agent.update import commands as update_commands
+from edge_agent.update.settings import UpdateSettings
 from projector.codec.select import require as require_selector
 from protos.errors import CertificateError, ConfigError, PictureError, SourceError
 from protos.identity import OneTimeCode
@@ -61,8 +62,7 @@ _OF_A_RUN = (
     "when_full",
     "spool_key",
     "log_bytes",
-    "slots",
-    "update_keys",
+    *UpdateSettings.model_fields,
 )
 """Settings of `run` alone."""
 _OF_A_MODEL = ("model", "device", "dtype", "text_tokens", "memory_check", "start_limit_s")
@@ -263,7 +263,12 @@ def _update(args: argparse.Namespace) -> int:
     chosen = _settings(args)
     if args.check_config:
         return _check_settings(chosen)
-    return update_commands.update(chosen, args.what, args.older, args.restart, args.json)
+    state = state_directory(chosen)
+    if args.check:
+        return update_commands.check(chosen, state, choose_dials(chosen)[0], args.json)
+    if args.what is None:
+        raise ConfigError("name an update's file, or status, rollback, waiting or --check")
+    return update_commands.update(chosen, args.what, args.older, args.restart, args.json, state)
 
 
 def _no_command(args: argparse.Namespace) -> int:
@@ -401,7 +406,16 @@ def _parser() -> configuration.Parser:
     updating = _command(
         commands, "update", "install a signed update beside what runs, and try it", _update
     )
-    updating.add_argument("what", metavar="FILE|status|rollback", help="an update, or a command")
+    updating.add_argument(
+        "what",
+        nargs="?",
+        metavar="FILE|status|rollback|waiting",
+        help="an update, or a command; waiting: install what the agent fetched from the service "
+        "(systemd does that)",
+    )
+    updating.add_argument(
+        "--check", action="store_true", help="ask the service what it offers; fetch nothing"
+    )
     updating.add_argument("--older", action="store_true", help="also one that is not newer")
     updating.add_argument(
         "--restart",
@@ -410,7 +424,7 @@ def _parser() -> configuration.Parser:
         help="start the agent again at once (default: yes)",
     )
     updating.add_argument("--json", action="store_true", help="print the status as JSON")
-    _add_settings(updating, only=("slots", "update_keys"))
+    _add_settings(updating, only=(*UpdateSettings.model_fields, *_OF_AN_IDENTITY, "insecure"))
     return parser
 
 

@@ -150,6 +150,12 @@ class Metrics(MetricSet):
         self.slot = self.gauge(
             "slot_info", "1 for the slot that this agent runs from, by its update", "slot", "number"
         )
+        self.update_bytes = self.counter(
+            "update_bytes_total", "Bytes of updates fetched from the service"
+        )
+        self.update_failures = self.counter(
+            "update_failures_total", "Failed attempts to ask for or fetch an update", "error"
+        )
         self.certificate_end = self.gauge(
             "certificate_end_timestamp_seconds",
             "When this device's certificate expires, seconds since 1970; 0 if it is not enrolled",

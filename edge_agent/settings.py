@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from edge_agent.sources.address import shown
+from edge_agent.update.settings import UpdateSettings
 from projector.models import pictures
 from protos.calls import MOST_ACCEPTED_WAIT_MS, PRIORITIES
 from protos.identity import NAME, NAME_RULE
@@ -25,7 +26,7 @@ from protos.process.settings import ANY_CASE, Dtype, Host, LogLevel
 PREFIX = "NEURAL_BRIDGE_EDGE_"
 
 
-class Settings(configuration.TypedSettings):
+class Settings(UpdateSettings):
     """The agent's settings; units end the names, and `description` is what `--help` prints."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX)
@@ -284,14 +285,6 @@ class Settings(configuration.TypedSettings):
         description="directory of this device's identity and of encoders, by digest; default: "
         "neural-bridge/edge in $XDG_STATE_HOME or ~/.local/state, or memory if that cannot be "
         "written",
-    )
-    slots: Path = Field(
-        Path("/opt/neural-bridge"),
-        description="directory of the two slots that the agent is installed and updated in",
-    )
-    update_keys: Path = Field(
-        Path("/etc/neural-bridge/update-keys.toml"),
-        description="TOML file of the keys that may sign updates ([keys], as for bundles)",
     )
     spool: Path | None = Field(
         None,

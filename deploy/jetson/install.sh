@@ -128,7 +128,7 @@ drop() {
 
 uninstall() {
 	if live; then
-		for each in $unit.service $unit-slot.timer; do
+		for each in $unit.service $unit-slot.timer $unit-update.path; do
 			do_it systemctl disable --now "$each" 2>/dev/null || true
 		done
 	fi
@@ -137,8 +137,10 @@ uninstall() {
 		drop "$link"
 	fi
 	drop "$units/multi-user.target.wants/$unit.service" "$units/timers.target.wants/$unit-slot.timer"
+	drop "$units/multi-user.target.wants/$unit-update.path"
 	drop "$units/$unit.service" "$units/$unit.service.d/backoff.conf" "$units/$unit.service.d/csi.conf"
 	drop "$units/$unit-slot.service" "$units/$unit-slot.timer" "$rules" "$opt" "$cache"
+	drop "$units/$unit-update.service" "$units/$unit-update.path"
 	# What an operator put there stays.
 	[ ! -d "$units/$unit.service.d" ] || do_it rmdir "$units/$unit.service.d" 2>/dev/null || true
 	if [ "$purge" = yes ]; then
@@ -249,6 +251,8 @@ install_files() {
 	put 0644 "$here/$unit.service" "$units/$unit.service"
 	put 0644 "$here/$unit-slot.service" "$units/$unit-slot.service"
 	put 0644 "$here/$unit-slot.timer" "$units/$unit-slot.timer"
+	put 0644 "$here/$unit-update.service" "$units/$unit-update.service"
+	put 0644 "$here/$unit-update.path" "$units/$unit-update.path"
 	put 0644 "$here/70-neural-bridge-cameras.rules" "$rules"
 	running=$( (inside systemctl --version || systemctl --version) 2>/dev/null |
 		sed -n 's/^systemd \([0-9]*\).*/\1/p' | head -n 1)
@@ -273,7 +277,8 @@ install_files() {
 	fi
 	# As `systemctl enable` does, also where no systemd runs (an image).
 	if [ -n "$root" ]; then
-		for each in "multi-user.target.wants/$unit.service" "timers.target.wants/$unit-slot.timer"; do
+		for each in "multi-user.target.wants/$unit.service" "timers.target.wants/$unit-slot.timer" \
+			"multi-user.target.wants/$unit-update.path"; do
 			[ ! -L "$units/$each" ] || continue
 			do_it mkdir -p "$(dirname "$units/$each")"
 			do_it ln -s "../${each#*/}" "$units/$each"
@@ -287,7 +292,7 @@ start_agent() {
 	do_it udevadm control --reload || true
 	do_it udevadm trigger --subsystem-match=video4linux || true
 	[ "$start" = yes ] || return 0
-	do_it systemctl enable --now $unit-slot.timer
+	do_it systemctl enable --now $unit-slot.timer $unit-update.path
 	do_it systemctl enable $unit.service
 	if grep -Eq '^[[:space:]]*source[[:space:]]*=' "$etc/edge.toml" 2>/dev/null; then
 		do_it systemctl restart $unit.service

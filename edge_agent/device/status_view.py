@@ -31,6 +31,8 @@ def lines(found: Mapping[str, Any], width: int) -> list[str]:
         _row("machine", ", ".join(_machine(power, found))),
         _row("certificate", _certificate(found["certificate_ends"])),
     ]  # fmt: skip
+    if found.get("update"):
+        shown.append(_row("update", update(found["update"])))
     for name, camera in sorted(found["cameras"].items()):
         shown.append(
             _row(
@@ -112,6 +114,18 @@ def _machine(power: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     if found["memory_bytes"]:
         parts.append(f"{found['memory_bytes'] / (1 << 20):,.0f} MiB")
     return parts
+
+
+def update(found: Mapping[str, Any]) -> str:
+    """An update that is under way, in words.
+
+    Args:
+        found: from `FromService.shown`.
+    """
+    text = f"number {found['number']} ({found['version']}): {found['state']}"
+    if found["bytes"] is not None:
+        text += f", {found['bytes'] / 1e6:.1f} of {found['size_bytes'] / 1e6:.1f} MB"
+    return text + (f" ({found['cause']})" if found["cause"] else "")
 
 
 def _certificate(ends: float | None) -> str:

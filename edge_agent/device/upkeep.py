@@ -53,6 +53,7 @@ class Upkeep:
         sensors: the machine's.
         reports: crash reports; None if another agent has the state directory.
         ring: the log on the disk; None without one.
+        updating: the update that is under way; None if none is.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Upkeep:
         self.notify, self.pulse, self.sensors = Notify(environ), Pulse(clock), Sensors()
         self.reports: CrashReports | None = None
         self.ring: LogRing | None = None
+        self.updating: Callable[[], Mapping[str, Any] | None] = lambda: None
         self._socket: status.StatusSocket | None = None
         self._lock: Lock | None = None
         self._why_not, self._last_lines = "", list[str]()
@@ -179,6 +181,7 @@ class Upkeep:
                 "mode": readings.mode or None,
                 "throttled": readings.throttled,
             },
+            "update": self.updating(),
             "log_lines_dropped": self.ring.dropped if self.ring is not None else None,
             "last_errors": self._last_errors(),
         }

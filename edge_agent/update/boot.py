@@ -100,7 +100,7 @@ class BootState:
         """The same, with one more event."""
         entry: dict[str, Any] = {"event": event, "unix_s": int(time.time())}
         if slot is not None:
-            entry |= {"number": slot.number, "version": slot.version}
+            entry |= {"number": slot.number, "version": slot.version, "source": slot.source}
         if cause:
             entry["cause"] = cause
         return replace(self, history=(*self.history, entry)[-_HISTORY:])

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+from edge_agent.metrics import Metrics
 from edge_agent.settings import Settings
 from edge_agent.update import boot
 from edge_agent.update.boot import UNIT, Slots
+from edge_agent.update.from_service import FromService, Offered, require_state
 from edge_agent.update.install import install
+from edge_agent.update.told import Here
+from edge_agent.update.waiting import install_waiting
+from edge_agent.uplink.dial import Dial, explained
 from projector.bundle.keys import TrustedKeys
 from projector.bundle.update import open_update
-from protos.errors import UpdateError
+from protos.errors import OfflineError, UpdateError
+from protos.process import logs
 from protos.process.files import writing
 
-STATUS, ROLLBACK = "status", "rollback"
+STATUS, ROLLBACK, WAITING = "status", "rollback", "waiting"
 
 
-def update(chosen: Settings, what: str, older: bool, restart: bool, as_json: bool) -> int:
+def update(
+    chosen: Settings,
+    what: str,
+    older: bool,
+    restart: bool,
+    as_json: bool,
+    state: Path | None = None,
+) -> int:
     """Do what the command says.
 
     Args:
         chosen: the settings.
-        what: an update's file, "status" or "rollback".
+        what: an update's file, "status", "rollback" or "waiting".
         older: install an update that is not newer as well.
         restart: start the agent again, where systemd runs it from these slots.
         as_json: print the status as JSON.
+        state: the state directory, for "waiting".
     """
     slots = Slots(chosen.slots)
     if what == STATUS:
@@ -41,18 +56,71 @@ def update(chosen: Settings, what: str, older: bool, restart: bool, as_json: boo
                 print(boot.roll_back(slots))
         except LookupError as error:
             raise UpdateError(str(error.args[0])) from error
+    elif what == WAITING:
+        done = install_waiting(chosen, require_state(state))
+        print(done or "no update waits")
+        if not done:
+            return 0
     else:
         with open_update(Path(what), TrustedKeys.load(chosen.update_keys)) as opened:
-            state = install(opened, slots, older)
+            made = install(opened, slots, older)
             print(
                 f"number {opened.manifest.number} ({opened.manifest.version}), signed by "
-                f"{opened.signer}: in slot {state.wanted}, on trial from the next start"
+                f"{opened.signer}: in slot {made.wanted}, on trial from the next start"
             )
     if restart and slots.root == boot.ROOT and Path("/run/systemd/system").is_dir():
         subprocess.run(["systemctl", "restart", "--no-block", UNIT], check=False)
     else:
         print(f"to start it: systemctl restart {UNIT}")
     return 0
+
+
+def check(chosen: Settings, state: Path | None, dial: Dial, as_json: bool) -> int:
+    """Ask the service whether it offers this device an update; nothing is fetched.
+
+    Args:
+        chosen: the settings.
+        state: the state directory.
+        dial: makes a channel to the service.
+        as_json: print JSON.
+
+    Raises:
+        BridgeError: the service refuses, or cannot be reached.
+    """
+    log = logs.configure("error", "edge_agent")
+    asking = FromService(
+        chosen, require_state(state), dial, lambda: True, lambda: False, Metrics(), log,
+        timeout_s=chosen.connect_timeout_s,
+    )  # fmt: skip
+
+    async def asked() -> tuple[Here | None, Offered | None]:
+        async with dial() as channel:
+            try:
+                return await asking.ask(channel)
+            except OfflineError as error:
+                raise explained(dial, error) from error
+
+    here, offered = asyncio.run(asked())
+    if as_json:
+        found = {"offered": None if offered is None else vars(offered)}
+        print(json.dumps(found | {"stands": {} if here is None else _stands(here)}, indent=2))
+        return 0
+    if here is None:
+        print(f"{chosen.slots} has no slots: updates need install.sh")
+    for digest, stand in _stands(here).items() if here is not None else ():
+        print(f"{digest[:12]}…: {stand['state']}, {stand['failures']} failures {stand['cause']}")
+    if offered is not None:
+        size = f"{offered.size_bytes / 1e6:.1f} MB"
+        print(f"the service offers number {offered.number} ({offered.version}), {size}")
+    elif chosen.update_from_service:
+        print("the service offers no update")
+    else:
+        print("update_from_service is off here: the service offers this device nothing")
+    return 0
+
+
+def _stands(here: Here) -> dict[str, Any]:
+    return {digest: vars(stand) for digest, stand in here.stands.items()}
 
 
 def status(slots: Slots) -> dict[str, Any]:

@@ -362,6 +362,6 @@ def _plain(annotation: Any) -> Any:
 def _metavar(name: str, kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "|".join(str(choice) for choice in get_args(kind))
-    if name.endswith("_s"):
+    if name.endswith("_s") and not name.endswith("_per_s"):
         return "SECONDS"
     return {Path: "PATH", int: "N", float: "X"}.get(kind, "TEXT")

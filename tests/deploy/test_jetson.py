@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from edge_agent import settings
+from edge_agent.update.commands import WAITING
+from edge_agent.update.from_service import FOLDER, WAITS
 from tests.checkout import ROOT
 
 JETSON = ROOT / "deploy" / "jetson"
 UNIT = "neural-bridge-edge.service"
 UNITS = sorted(path.name for path in JETSON.glob("*.service"))
+WATCHERS = ("neural-bridge-edge-slot.timer", "neural-bridge-edge-update.path")
 AGENT = "opt/neural-bridge/current/agent/bin/edge-agent"
 ANALYZE = shutil.which("systemd-analyze")
 systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed (systemd)")
@@ -46,19 +49,19 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("machine")
     units = root / "etc/systemd/system"
     units.mkdir(parents=True)
-    for file in (*JETSON.glob("*.service"), *JETSON.glob("*.timer")):
+    for file in (*JETSON.glob("*.service"), *JETSON.glob("*.timer"), *JETSON.glob("*.path")):
         shutil.copy(file, units)
     for program in (AGENT, "usr/bin/python3", "bin/kill"):
         (root / program).parent.mkdir(parents=True)
         (root / program).write_text("#!/bin/sh\n")
         (root / program).chmod(0o755)
-    for target in ("sysinit", "basic", "shutdown", "multi-user", "timers", "local-fs"):
+    for target in ("sysinit", "basic", "shutdown", "multi-user", "timers", "paths", "local-fs"):
         (units / f"{target}.target").write_text(f"[Unit]\nDescription={target}\n")
     yield root
 
 
 @systemd
-@pytest.mark.parametrize("unit", [*UNITS, "neural-bridge-edge-slot.timer"])
+@pytest.mark.parametrize("unit", [*UNITS, *WATCHERS])
 def test_systemd_understands_every_line_of_a_unit(machine: Path, unit: str) -> None:
     command = (str(ANALYZE), "verify", "--recursive-errors=yes", "--man=no", f"--root={machine}")
     done = run(*command, unit)
@@ -102,6 +105,19 @@ def test_the_agent_is_started_again_for_ever() -> None:
     found = settings_of(UNIT)
     assert (found["Restart"], found["StartLimitIntervalSec"]) == ("always", "0")
     assert found["Type"] == "notify" and int(found["WatchdogSec"]) > 0
+
+
+def test_what_the_agent_hands_over_starts_the_unit_that_installs_it() -> None:
+    watched = settings_of("neural-bridge-edge-update.path")
+    unit = settings_of(watched["Unit"])
+    state = "/var/lib/neural-bridge"
+    assert watched["PathModified"] == f"{state}/{FOLDER}/{WAITS}"
+    assert f"STATE_DIR={state}" in (JETSON / watched["Unit"]).read_text()
+    assert unit["ExecStart"] == f"/{AGENT} update {WAITING}"
+    assert unit["ReadWritePaths"] == "/opt/neural-bridge", "it writes nothing where the agent may"
+    assert watched["Unit"].removesuffix(".service") + ".path" in (
+        JETSON / "install.sh"
+    ).read_text().replace("$unit", "neural-bridge-edge")
 
 
 def test_the_start_limit_ends_a_start_before_systemd_does() -> None:
