@@ -335,7 +335,10 @@ class Settings(UpdateSettings):
         10.0, gt=0.0, le=3600.0, description="upper end of any pause between attempts, seconds"
     )
     connect_timeout_s: float = Field(
-        10.0, gt=0.0, le=600.0, description="longest wait for Negotiate and FetchEncoder, seconds"
+        10.0,
+        gt=0.0,
+        le=600.0,
+        description="longest wait for Negotiate, and for the next piece of an encoder, seconds",
     )
     answer_timeout_s: float = Field(
         60.0,

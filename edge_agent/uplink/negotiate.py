@@ -6,6 +6,7 @@ Calls, in order: `Negotiate` (who am I) → the store (is the encoder here?) →
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from dataclasses import fields
 from typing import Any
@@ -58,7 +59,7 @@ async def negotiate(
         layout: the small model's cache layout.
         store: where encoders are kept on disk.
         metrics: counts negotiations and fetches.
-        timeout_s: for each of the two calls, seconds.
+        timeout_s: for Negotiate, and for each piece of the encoder, seconds.
         before: the previous session, if any; its encoder is reused if it is the same.
         device: this device's name, for a service without identities.
         keep: digest of the bundle that waiting frames were made with: the server is asked for that
@@ -176,7 +177,7 @@ async def feedback_decoder(
         layout: the small model's cache layout.
         store: where it is kept on disk.
         metrics: counts fetches.
-        timeout_s: for the call, seconds.
+        timeout_s: for each piece of it, seconds.
 
     Raises:
         NoFeedbackError: the session's bundle has no feedback.
@@ -233,17 +234,24 @@ async def _fetch(stub: Any, session_id: bytes, digest: str, timeout_s: float) ->
     request = bridge_pb2.FetchEncoderRequest(session_id=session_id, encoder_digest=digest)
     blob = bytearray()
     total = 0
+    call = stub.FetchEncoder(request)  # a narrow link may take minutes for it: no deadline
     try:
-        async for chunk in stub.FetchEncoder(request, timeout=timeout_s):
+        while (chunk := await asyncio.wait_for(call.read(), timeout_s)) is not grpc.aio.EOF:
             total = chunk.total_bytes
-            if total > MAX_BYTES or len(blob) + len(chunk.data) > total:
+            if total > MAX_BYTES or not 0 < len(chunk.data) <= total - len(blob):
                 raise BundleCorruptError(
-                    f"the encoder is announced with {total} bytes and brings more, or exceeds "
-                    f"{MAX_BYTES} bytes"
+                    f"the encoder is announced with {total} bytes and brings more or an empty "
+                    f"piece, or exceeds {MAX_BYTES} bytes"
                 )
             blob += chunk.data
     except grpc.aio.AioRpcError as error:
         raise error_of(error) from error
+    except asyncio.TimeoutError as error:
+        raise OfflineError(
+            f"nothing more of the encoder came for {timeout_s:g} s, after {len(blob)} bytes"
+        ) from error
+    finally:
+        call.cancel()
     if len(blob) != total:
         raise OfflineError(f"the encoder's stream ended after {len(blob)} of {total} bytes")
     return bytes(blob)

@@ -28,7 +28,7 @@ class RetryPolicy:
         backoff_s: base, seconds.
         backoff_max_s: upper end of any pause, seconds.
         answer_timeout_s: a request without a terminal event is sent again after this, seconds.
-        connect_timeout_s: longest wait for each call of a negotiation, seconds.
+        connect_timeout_s: longest wait for Negotiate, and for each piece of an encoder, seconds.
     """
 
     give_up_s: float = 180.0

@@ -51,6 +51,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         lose_scene: forget a held scene before the next Ask, so often.
         gate: answers wait for it while it is closed.
         encoder_blob: what FetchEncoder sends, if not the encoder.
+        silent_fetch: FetchEncoder sends one piece, and nothing after it.
         damage: how many requests arrive with another frame number than was sent.
         apart: whether there is Events; an older server has none.
         elsewhere: a load balancer takes every second connection to a server of other sessions.
@@ -74,6 +75,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
     advice: pb.RateAdvice | None = None
     lose_scene: int = 0
     encoder_blob: bytes | None = None
+    silent_fetch: bool = False
     negotiate_error: BridgeError | None = None
     gate: asyncio.Event | None = None
     damage: int = 0
@@ -105,6 +107,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         self.devices: list[str] = []
         self.doubt = ""
         self.fetches = 0
+        self.fetch_deadlines: list[float | None] = []
         self.most_in_flight = 0
         self.groups: list[int] = []  # requests in each message
         self.down: dict[bytes, asyncio.Queue[pb.InferEvent | None]] = {}
@@ -177,10 +180,13 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
 
     async def FetchEncoder(self, request: Any, context: Any) -> AsyncIterator[pb.Chunk]:
         self.fetches += 1
+        self.fetch_deadlines.append(context.time_remaining())
         encoder = self.encoders[request.encoder_digest]
         blob = self.encoder_blob if self.encoder_blob is not None else encoder.to_bytes()
         for start in range(0, len(blob), 1000):
             yield pb.Chunk(data=blob[start : start + 1000], total_bytes=len(blob))
+            if self.silent_fetch:
+                await asyncio.Event().wait()
 
     async def Events(self, request: Any, context: Any) -> AsyncIterator[pb.InferEvent]:
         if not self.apart:

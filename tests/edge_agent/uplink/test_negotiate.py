@@ -9,6 +9,7 @@ import pytest
 from protos.errors import (
     BundleCorruptError,
     IncompatibleLayoutError,
+    OfflineError,
     ProtocolVersionError,
 )
 from tests.edge_agent.uplink.traffic import (
@@ -65,6 +66,29 @@ def test_the_encoder_is_fetched_once_and_checked_ever_after(tmp_path: Path) -> N
             await uplink.connect()
             await uplink.close()
             assert served.fetches == 2
+
+    run(test)
+
+
+def test_an_encoder_may_take_as_long_as_a_narrow_link_needs(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bridge() as served:
+            uplink = fake_uplink(served.dial, tmp_path)
+            await uplink.connect()
+            await uplink.close()
+            assert served.fetch_deadlines == [None]
+
+    run(test)
+
+
+def test_an_encoder_of_which_nothing_more_comes_is_given_up(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bridge(silent_fetch=True) as served:
+            uplink = fake_uplink(served.dial, tmp_path, retries=0, connect_timeout_s=0.5)
+            with pytest.raises(OfflineError, match="nothing more of the encoder came"):
+                await uplink.connect()
+            assert not list(tmp_path.iterdir())
+            await uplink.close()
 
     run(test)
 
