@@ -103,8 +103,12 @@ class AnswerRecord:
 
     def to_json(self) -> str:
         """One line of strict JSON, keys in the order of the fields."""
-        line = json.dumps(_finite(dataclasses.asdict(self)), ensure_ascii=False, allow_nan=False)
+        line = json.dumps(self.plain(), ensure_ascii=False, allow_nan=False)
         return line.encode(errors="backslashreplace").decode()  # no UTF-8 for half a surrogate pair
+
+    def plain(self) -> dict[str, Any]:
+        """The fields in their order, for JSON: numbers rounded to six places, NaN is None."""
+        return {name: _finite(value) for name, value in vars(self).items()}
 
 
 def record_of(

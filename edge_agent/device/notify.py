@@ -27,6 +27,11 @@ class Notify:
         self.watchdog_s = int(microseconds) / 1e6 if mine and microseconds.isdecimal() else 0.0
         self._said = ""
 
+    @property
+    def heard(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._address)
+
     def starting(self, limit_s: float) -> None:
         """The start may take this long, seconds; 0: for ever."""
         self._send(f"EXTEND_TIMEOUT_USEC={int((limit_s or 86400.0) * 1e6)}")

@@ -116,7 +116,8 @@ class Upkeep:
             else:
                 self._withheld = 0.0
                 self.notify.alive()
-            self.notify.status(self._line(stuck))
+            if self.notify.heard:
+                self.notify.status(self._line(stuck))
             await asyncio.sleep(every_s)
 
     def stuck(self) -> str:

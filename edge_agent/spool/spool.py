@@ -138,7 +138,7 @@ class Spool:
 
         def work(db: sqlite3.Connection) -> Entry:
             name = frame.request_id
-            body = self._vault.seal(name, frame.to_bytes())
+            body = self._vault.seal(name, frame.body)
             entry, size = (
                 Entry(self._next, rank, frame, 0, self._clock.now()),
                 len(body) + ROW_BYTES,
@@ -167,7 +167,7 @@ class Spool:
         Returns:
             The rows, and whether there is room once they are gone.
         """
-        needed = 0 if frame is None else len(frame.to_bytes()) + ROW_BYTES + 64
+        needed = 0 if frame is None else len(frame.body) + ROW_BYTES + 64
 
         def work(db: sqlite3.Connection) -> tuple[list[Drop], bool]:
             expired = self._expired(db, busy)
@@ -205,7 +205,7 @@ class Spool:
         Raises:
             DiskFullError: it cannot be written now.
         """
-        body = self._vault.seal(frame.request_id, frame.to_bytes())
+        body = self._vault.seal(frame.request_id, frame.body)
         self._do(lambda db: db.execute("UPDATE frames SET body=? WHERE id=?", (body, row)))
 
     def end(self, ids: Iterable[int], written: str = "") -> None:

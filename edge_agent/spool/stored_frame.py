@@ -6,6 +6,7 @@ import dataclasses
 import json
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 
 from edge_agent.record import AnswerRecord
 from edge_agent.spool.vault import DamagedRowError
@@ -56,9 +57,10 @@ class StoredFrame:
         """Id of the request, in every session."""
         return bytes.fromhex(self.record.request_id)
 
-    def to_bytes(self) -> bytes:
+    @cached_property
+    def body(self) -> bytes:
         """A row's body."""
-        told = json.loads(self.record.to_json())
+        told = self.record.plain()
         kept = {name: value for name, value in told.items() if value != _DEFAULTS.get(name, ...)}
         terms = [self.session_id.hex(), self.encoder_digest, self.bundle_digest, self.bundle]
         text = json.dumps([kept, terms], separators=(",", ":")).encode()
@@ -67,7 +69,7 @@ class StoredFrame:
 
     @classmethod
     def from_bytes(cls, body: bytes) -> StoredFrame:
-        """The inverse of `to_bytes`.
+        """The inverse of `body`.
 
         Raises:
             DamagedRowError: another version wrote it, or it is damaged.

@@ -37,14 +37,14 @@ FRAME = StoredFrame(RECORD, b"message", b"key", bytes(range(16)), "3" * 64, "2" 
 
 
 def test_a_frame_comes_back_as_it_was_written() -> None:
-    again = StoredFrame.from_bytes(FRAME.to_bytes())
+    again = StoredFrame.from_bytes(FRAME.body)
     assert again == FRAME and again.request_id == bytes.fromhex("00ff" * 4)
 
 
-@pytest.mark.parametrize("cut", range(0, len(FRAME.to_bytes()), 7))
+@pytest.mark.parametrize("cut", range(0, len(FRAME.body), 7))
 def test_half_a_frame_is_damage_and_nothing_else(cut: int) -> None:
     with pytest.raises(DamagedRowError):
-        StoredFrame.from_bytes(FRAME.to_bytes()[:cut])
+        StoredFrame.from_bytes(FRAME.body[:cut])
 
 
 def test_alarms_rank_before_normal_frames_and_those_before_the_background() -> None:
