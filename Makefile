@@ -149,11 +149,11 @@ test-edge: $(READY) gstreamer emulator network ## Faults injected into a device 
 	@rm -f build/edge_faults.json
 	@NEURAL_BRIDGE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/edge_faults tests/edge_install tests/deploy tests/edge_agent/cameras -q -n $(WORKERS) --dist loadfile --timeout 3600 --durations 20
 
-bench-edge: $(READY) ## What a device's frames cost on a real link, beside pictures and video (root, iproute2, ffmpeg; 20 minutes)
+bench-edge: $(READY) ## A device on real links: bytes, answer times, outages, its own cost, a long run (root, iproute2, ffmpeg; 75 minutes and MINUTES=30)
 	@echo "bench-edge: report in build/bench/edge.json; resumes"
 	@command -v ffmpeg >/dev/null || \
 		echo "bench-edge: no ffmpeg, so no video to compare with (Debian: apt-get install ffmpeg)"
-	@$(BIN)/python -m benchmarks.edge
+	@$(BIN)/python -m benchmarks.edge --minutes $(MINUTES)
 
 bench: $(READY) ## The demo's measurements over the full test split, and the picture-codec frontier (under 40 minutes)
 	@echo "bench: full test split, report in build/bench/"

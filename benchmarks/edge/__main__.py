@@ -1,4 +1,4 @@
-"""Measures what a device costs: bytes of frames on the link, an install, a start.
+"""Measures a device: bytes and times on the link, its own cost, a long outage, a long run.
 
 Needs root for network namespaces. Results of earlier runs are kept (`--fresh` measures again).
 """
@@ -15,38 +15,69 @@ from typing import Any, TypeAlias
 from rich.console import Console
 
 from benchmarks import command
+from benchmarks.edge.answer_times import answer_times
+from benchmarks.edge.catch_up import catch_up
+from benchmarks.edge.endurance import endurance
+from benchmarks.edge.faults import faults
+from benchmarks.edge.figures import not_run
 from benchmarks.edge.fixed_camera import fixed_camera
+from benchmarks.edge.objective import objective
+from benchmarks.edge.own_cost import own_cost
 from benchmarks.edge.stills import stills
 from benchmarks.edge.without_torch import without_torch
 from reference.report.parts import Table, show
 
 Part: TypeAlias = Callable[[Path, bool], dict[str, Any]]
 """Measures into a folder, quickly or not; its result has `figures`."""
-PARTS: dict[str, Part] = {
-    "stills": stills,
-    "fixed_camera": fixed_camera,
-    "without_torch": without_torch,
-}
+ALWAYS = ("faults",)
+"""What reads the newest report of another command."""
+_MET = {True: "yes", False: "no", None: "–"}
+
+
+def plan(minutes: float) -> dict[str, tuple[Part, float]]:
+    """The parts in the order of the figures: each with its approximate seconds."""
+    return {
+        "faults": (faults, 0),
+        "answer_times": (answer_times, 900),
+        "objective": (objective, 1200),
+        "fixed_camera": (fixed_camera, 600),
+        "stills": (stills, 600),
+        "catch_up": (catch_up, 700),
+        "own_cost": (own_cost, 150),
+        "without_torch": (without_torch, 180),
+        "endurance": (endurance(minutes), 60 * minutes + 60),
+    }
 
 
 def bench(given: argparse.Namespace) -> int:
     """Measure, write and print."""
     folder = given.out / "edge"
     found: dict[str, Any] = {}
-    for name, part in PARTS.items():
+    todo: dict[str, tuple[Part, float, Path]] = {}
+    for name, (measure, seconds) in plan(given.minutes).items():
         kept = folder / f"{name}{'-quick' if given.quick else ''}.json"
-        if given.part and name not in given.part and not kept.is_file():
-            continue
-        if kept.is_file() and not given.fresh and name not in (given.part or ()):
+        wanted = name in (given.part or ())
+        if kept.is_file() and not given.fresh and not wanted and name not in ALWAYS:
             found[name] = json.loads(kept.read_text(encoding="utf-8"))
-            continue
-        print(f"edge: {name}", flush=True)
+        elif wanted or not given.part or name in ALWAYS:
+            todo[name] = (measure, seconds / (8 if given.quick else 1), kept)
+    left_s = sum(seconds for _, seconds, _ in todo.values())
+    for number, (name, (measure, seconds, kept)) in enumerate(todo.items(), 1):
+        print(
+            f"edge: part {number} of {len(todo)}, {name}; about {left_s / 60:.0f} minutes to go",
+            flush=True,
+        )
         began = time.monotonic()
-        made = part(folder / name, given.quick)
+        made = measure(folder / name, given.quick)
         found[name] = {**made, "took_s": round(time.monotonic() - began, 1)}
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(found[name], indent=1) + "\n", encoding="utf-8")
-    figures = [figure for part in found.values() for figure in part["figures"]]
+        left_s -= seconds
+    figures: list[dict[str, Any]] = []
+    for name in plan(given.minutes):
+        part = found.get(name, {})
+        why = part.get("skipped", f"make bench-edge, or --part {name}")
+        figures += part.get("figures") or [not_run(name, "", "", f"not run: {why}")]
     report = {
         "command": command.command("edge"),
         "quick": given.quick,
@@ -54,12 +85,15 @@ def bench(given: argparse.Namespace) -> int:
         "parts": found,
     }
     command.write(report, given.out / "edge.json")
-    rows = [
-        (one["name"], f"{one['value']} {one['unit']}", one["target"], "yes" if one["met"] else "no")
-        for one in figures
-    ]
+    rows = [(one["name"], _value(one), one["target"], _MET[one["met"]]) for one in figures]
     show([Table("The device", ("figure", "value", "target", "met"), rows)], Console())
     return 0
+
+
+def _value(figure: dict[str, Any]) -> str:
+    if figure["value"] is None:
+        return str(figure.get("not_run", "none"))
+    return f"{figure['value']} {figure['unit']}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser("edge", __doc__)
     parser.add_argument("--quick", action="store_true", help="a few frames of each arm")
     parser.add_argument("--fresh", action="store_true", help="measure everything again")
-    parser.add_argument("--part", choices=PARTS, action="append", help="only this; repeatable")
+    parser.add_argument("--part", choices=plan(0.0), action="append", help="only this; repeatable")
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="length of the long run; default: %(default)s"
+    )
     parser.add_argument("--out", type=Path, default=command.REPORTS)
     return command.run(parser, bench, argv)
 

@@ -97,10 +97,7 @@ def netns(timestamps: bool = True) -> Iterator[Netns]:
     Raises:
         ConfigError: this needs root and iproute2.
     """
-    number = next(_NUMBERS)
-    name = f"nb-{os.getpid()}-{number}"
-    near, far = f"nbn{os.getpid()}-{number}"[-15:], f"nbf{os.getpid()}-{number}"[-15:]
-    network = f"10.{119 + number // 256 % 8}.{number % 256}"
+    name, near, far, network = next_names()
     made = Netns(name, f"{network}.1", Passed())
     run("ip", "netns", "add", name)
     try:
@@ -125,6 +122,14 @@ def netns(timestamps: bool = True) -> Iterator[Netns]:
     finally:
         subprocess.run(["ip", "netns", "delete", name], capture_output=True)
         subprocess.run(["ip", "link", "delete", near], capture_output=True)
+
+
+def next_names() -> tuple[str, str, str, str]:
+    """Names of a namespace and of its link's two ends, and the network between them (10.x.y)."""
+    number = next(_NUMBERS)
+    own = f"{os.getpid()}-{number}"
+    network = f"10.{64 + os.getpid() % 128}.{number % 256}"
+    return f"nb-{own}", f"nbn{own}"[-15:], f"nbf{own}"[-15:], network
 
 
 def run(*command: str) -> None:

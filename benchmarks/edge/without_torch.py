@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import command
+from benchmarks.edge.figures import at_most
 from projector.commands import cli as projector
 from reference.demo.halves import BUNDLE, CLOUD_MODEL, EDGE_MODEL
 from reference.demo.processes import Child
@@ -158,14 +159,14 @@ def without_torch(folder: Path, quick: bool) -> dict[str, Any]:
     largest = sorted(sizes.items(), key=lambda item: -item[1])[:10]
     return {
         "figures": [
-            _row("install size without torch", sum(sizes.values()) / 1e6, 400.0, "MB"),
-            _row(
+            at_most("install size without torch", sum(sizes.values()) / 1e6, 400.0, "MB"),
+            at_most(
                 "resident memory without torch, beside the model",
                 (stays.resident_bytes - weights) / 1e6,
                 150.0,
                 "MB",
             ),
-            _row("cold start to first answer, model excluded", cold, 3.0, "s"),
+            at_most("cold start to first answer, model excluded", cold, 3.0, "s"),
         ],
         "answer": starts[0].record["answer"],
         "peak_mb": {
@@ -176,15 +177,4 @@ def without_torch(folder: Path, quick: bool) -> dict[str, Any]:
         "load_s": [round(start.load_s, 3) for start in starts],
         "wall_s": [round(start.wall_s, 3) for start in starts],
         "largest_packages_mb": {name: round(size / 1e6, 1) for name, size in largest},
-    }
-
-
-def _row(name: str, value: float, target: float, unit: str) -> dict[str, Any]:
-    """A figure that is to be at most the target."""
-    return {
-        "name": name,
-        "value": round(value, 2),
-        "unit": unit,
-        "target": f"≤ {target:g}",
-        "met": value <= target,
     }
