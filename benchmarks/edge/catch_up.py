@@ -7,7 +7,6 @@ day. The spool's clock is simulated: each row's time is set back to its capture'
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sqlite3
 import time
 from pathlib import Path
@@ -25,6 +24,8 @@ DAY_S = 86400.0
 BACKLOG, LIVE, ROUNDS = 8640, 100, 3
 FRAMES_PER_S = 2.0
 BITS_PER_S = 1e6
+DEVICES = ("normal", "catching up")
+_OUTAGE = DEVICES[1]
 _FILL_S = 1800.0
 _SAY_S = 10.0
 
@@ -33,26 +34,22 @@ def catch_up(folder: Path, quick: bool) -> dict[str, Any]:
     """Measure; returns the times of both arms, and `figures`."""
     test = TestSet.load("test", 80, 2)
     backlog, live = (400, 30) if quick else (BACKLOG, LIVE)
-    with stage(folder, Shape(BITS_PER_S)) as at:
+    with stage(folder, Shape(BITS_PER_S), devices=len(DEVICES)) as at:
         shown = pictures(folder, test)
-        _connected(at, shown, test)
+        for name in DEVICES:
+            _connected(at, shown, test, name)
         waits = _outage(at, shown, test, backlog)
-        arms: dict[str, list[dict[str, Any]]] = {"normal": [], "catching up": []}
+        arms: dict[str, list[dict[str, Any]]] = {name: [] for name in DEVICES}
         caught = []
         for number in range(1 if quick else ROUNDS):
-            for arm, origin in (("normal", "before"), ("catching up", "outage")):
-                print(f"edge: {arm}, round {number + 1}, {live / FRAMES_PER_S:.0f} s", flush=True)
-                answers, sent_per_s = _live(at, shown, test, origin, f"{arm}-{number}", live)
-                arms[arm] += answers
-                if origin == "outage":
-                    caught.append(round(sent_per_s, 1))
-    normal, busy = ([1000 * one["took_s"] for one in arms[arm]] for arm in arms)
-    ratio = percentile(busy, 0.95) / percentile(normal, 0.95)
-    times = {
-        arm: {f"p{100 * share:.0f}_ms": round(percentile(values, share), 1) for share in _SHARES}
-        | {"live_frames": len(values)}
-        for arm, values in zip(arms, (normal, busy), strict=True)
-    }
+            for name in DEVICES:
+                print(f"edge: {name}, round {number + 1}, {live / FRAMES_PER_S:.0f} s", flush=True)
+                answers, old_per_s = _live(at, shown, test, name, number, live)
+                arms[name] += answers
+                if name == _OUTAGE:
+                    caught.append(round(old_per_s, 1))
+    times = {arm: _times(answers) for arm, answers in arms.items()}
+    ratio = times[_OUTAGE]["p95_ms"] / times[DEVICES[0]]["p95_ms"]
     name = "after a 24 h outage: p95 of live frames while catching up, of normal"
     return {
         "arms": times,
@@ -62,12 +59,23 @@ def catch_up(folder: Path, quick: bool) -> dict[str, Any]:
     }
 
 
-_SHARES = (0.5, 0.9, 0.95)
+def _times(answers: list[dict[str, Any]]) -> dict[str, float]:
+    """From the capture to the answer, and what of it the model and the way took, milliseconds."""
+    kinds = {
+        "": [1000 * one["took_s"] for one in answers],
+        "prefill_": [one["edge_ms"]["prefill"] for one in answers],
+        "sent_": [one["edge_ms"]["uplink"] for one in answers],
+    }
+    return {"live_frames": len(answers)} | {
+        f"{kind}p{100 * share:.0f}_ms": round(percentile(values, share), 1)
+        for kind, values in kinds.items()
+        for share in (0.5, 0.95)
+    }
 
 
-def _connected(at: Stage, shown: str, test: TestSet) -> None:
-    """A device that has met the service once: it has an encoder, and terms to make frames by."""
-    job = DeviceJob(_settings(at, "before"), shown, rounds(test, [0.0, 0.5]))
+def _connected(at: Stage, shown: str, test: TestSet, name: str) -> None:
+    """Let a device meet the service: it then has an encoder, and terms to make frames by."""
+    job = DeviceJob(_settings(at, name), shown, rounds(test, [0.0, 0.5]), name="first")
     with at.device(job) as device:
         device.go()
         device.wait(300.0)
@@ -75,15 +83,14 @@ def _connected(at: Stage, shown: str, test: TestSet) -> None:
 
 def _outage(at: Stage, shown: str, test: TestSet, backlog: int) -> int:
     """Fill a spool while the link is down; returns how many frames wait."""
-    _copied(at, "before", "outage")
     apart_s = DAY_S / backlog
     captures = [
         Due(0.0, asked.picture, asked.question, DAY_S - number * apart_s)
         for number, asked in enumerate(rounds(test, [0.0] * backlog))
     ]
     at.link.shape(0.0)
-    spool = at.folder / "outage" / "spool" / FILE
-    job = DeviceJob(_settings(at, "outage"), shown, captures, name="old")
+    spool = at.folder / _OUTAGE / "spool" / FILE
+    job = DeviceJob(_settings(at, _OUTAGE), shown, captures, name="old")
     with at.device(job) as device:
         began = said = device.go()
         while (waits := _rows(spool)) < backlog:
@@ -103,36 +110,33 @@ def _outage(at: Stage, shown: str, test: TestSet, backlog: int) -> int:
 
 
 def _live(
-    at: Stage, shown: str, test: TestSet, origin: str, name: str, count: int
+    at: Stage, shown: str, test: TestSet, device_name: str, number: int, count: int
 ) -> tuple[list[dict[str, Any]], float]:
-    """What became of live frames of a device in this state, and old frames a second beside them."""
-    _copied(at, origin, name)
-    times = [number / FRAMES_PER_S for number in range(count)]
-    job = DeviceJob(_settings(at, name), shown, rounds(test, times), name="live")
+    """What became of a device's live frames in a round, and old frames a second beside them."""
+    times = [place / FRAMES_PER_S for place in range(count)]
+    job = DeviceJob(_settings(at, device_name), shown, rounds(test, times), name=f"live{number}")
     with at.device(job) as device:
         began = device.go()
         while True:
             time.sleep(0.5)
-            answers = [one for one in device.answers if one["capture"].startswith("live-")]
+            answers = [one for one in device.answers if one["capture"].startswith("live")]
             if len(answers) >= count:
                 break
             if time.monotonic() - began > times[-1] + 120 or device.process.poll() is not None:
                 raise BridgeError(f"{len(answers)} of {count} answers: see {device.log}")
         took_s = time.monotonic() - began
-        old = sum(one["capture"].startswith("old-") for one in device.answers)
-        if origin == "outage" and not _rows(at.folder / name / "spool" / FILE):
+        old = [one for one in device.answers if one["capture"].startswith("old")]
+        if failed := [one for one in (*answers, *old) if one["error"] is not None]:
+            raise BridgeError(f"{failed[0]['capture']}: {failed[0]['error']}: see {device.log}")
+        if device_name == _OUTAGE and not _rows(at.folder / device_name / "spool" / FILE):
             raise BridgeError("the backlog ended before the live frames: make it longer")
-        device.process.kill()
-    return answers, old / took_s
+        device.stop()
+    return answers, len(old) / took_s
 
 
 def _settings(at: Stage, name: str) -> dict[str, Any]:
-    return at.settings(name, spool=str(at.folder / name / "spool"), spool_bytes=1 << 30)
-
-
-def _copied(at: Stage, origin: str, name: str) -> None:
-    shutil.copytree(at.folder / origin, at.folder / name, ignore=shutil.ignore_patterns("*.sock"))
-    (at.folder / name / "answers.jsonl").unlink(missing_ok=True)
+    spool = str(at.folder / name / "spool")
+    return at.settings(name, DEVICES.index(name), spool=spool, spool_bytes=1 << 30)
 
 
 def _rows(spool: Path) -> int:
