@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from edge_agent import settings
 from edge_agent.assemble import run_agent, state_directory
 from edge_agent.exported_model import ExportedModel
@@ -27,6 +25,7 @@ from edge_agent.sight import Seen, Sight
 from edge_agent.sources import Capture, Source, open_source
 from edge_agent.sources.opened import open_sources
 from edge_agent.spool.prepare import Kept, spool_folder
+from projector.models.pictures import read
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,9 @@ class Paced:
 
     def __iter__(self) -> Iterator[Capture]:
         """Yield each capture when it is due."""
-        pictures: dict[int, Image.Image] = {}
-        for number in {due.picture for due in self.job.captures}:
-            with Image.open(Path(self.job.pictures) / f"{number}.png") as file:
-                pictures[number] = file.convert("RGB")
+        folder = Path(self.job.pictures)
+        shown = {due.picture for due in self.job.captures}
+        pictures = {number: read(folder / f"{number}.png") for number in shown}
         if not self._stopped.is_set():
             self.go()
         began, captures = time.monotonic(), self.job.captures
