@@ -20,6 +20,8 @@ from protos.errors import BridgeError
 from reference.demo.testset import TestSet
 
 BITS_PER_S, LOSS = 100_000.0, 0.01
+_SET_UP_BITS_PER_S = 10e6
+"""Until the device has its encoder: once in its life, a minute at 100 kbit/s."""
 PACES = {1.0: 200, 5.0: 400, 15.0: 600}
 """Captures a second, and how many: one camera; a fast one; a link that pictures fill by two thirds.
 """
@@ -49,8 +51,10 @@ def answer_times(folder: Path, quick: bool) -> dict[str, Any]:
                 link = at.link.up
                 print(f"edge: {arm}, {pace:g} captures a second, {len(captures)}", flush=True)
                 chosen = at.settings(f"{arm}-{pace:g}", **settings)
+                at.link.shape(_SET_UP_BITS_PER_S)
                 with at.device(DeviceJob(chosen, shown, captures)) as device:
                     device.watching()
+                    at.link.shape(BITS_PER_S)
                     packets, carried = link.packets, link.carried_bytes
                     device.go()
                     device.wait(captures[-1].at_s + 300)

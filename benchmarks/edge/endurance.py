@@ -35,7 +35,7 @@ _START, _WINDOW = 5 / 30, 1 / 30
 
 
 @dataclass(frozen=True)
-class Sample:
+class Moment:
     """The agent at one moment; `cameras_bytes` is of all its cameras' processes."""
 
     seconds: float
@@ -104,7 +104,7 @@ def _endurance(minutes: float, folder: Path, quick: bool) -> dict[str, Any]:
 _told = "since five minutes of thirty"
 
 
-def summary(samples: list[Sample], seconds: float) -> dict[str, Any]:
+def summary(samples: list[Moment], seconds: float) -> dict[str, Any]:
     """The last window of a run against the one at its sixth: medians.
 
     Raises:
@@ -116,22 +116,22 @@ def summary(samples: list[Sample], seconds: float) -> dict[str, Any]:
     if len(early) < 3 or len(late) < 3:
         raise BridgeError(f"{len(samples)} samples are too few to tell: let it run longer")
 
-    def middle(some: list[Sample], name: str) -> float:
+    def middle(some: list[Moment], name: str) -> float:
         return float(statistics.median(getattr(one, name) for one in some))
 
     counted = ("descriptors", "threads", "processes")
     return {
         "growth_percent": 100 * (middle(late, "agent_bytes") / middle(early, "agent_bytes") - 1),
         "more": sum(max(0.0, middle(late, name) - middle(early, name)) for name in counted),
-        "early": {name: middle(early, name) for name in Sample.__dataclass_fields__},
-        "late": {name: middle(late, name) for name in Sample.__dataclass_fields__},
+        "early": {name: middle(early, name) for name in Moment.__dataclass_fields__},
+        "late": {name: middle(late, name) for name in Moment.__dataclass_fields__},
         "cameras_most_bytes": max(one.cameras_bytes for one in samples),
     }
 
 
-def _watched(agent: int, seconds: float) -> tuple[list[Sample], int]:
-    """Sample an agent for so long, while its cameras are killed and stopped in turn."""
-    samples: list[Sample] = []
+def _watched(agent: int, seconds: float) -> tuple[list[Moment], int]:
+    """Moment an agent for so long, while its cameras are killed and stopped in turn."""
+    samples: list[Moment] = []
     began = said = time.monotonic()
     every_s = min(FAULT_EVERY_S, seconds / 6)
     faults = 0
@@ -144,7 +144,7 @@ def _watched(agent: int, seconds: float) -> tuple[list[Sample], int]:
         if not Path(f"/proc/{agent}/fd").exists():
             raise BridgeError("the agent ended")
         samples.append(
-            Sample(
+            Moment(
                 round(passed, 1),
                 resident_bytes(agent),
                 sum(map(resident_bytes, cameras)),

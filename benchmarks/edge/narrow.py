@@ -46,7 +46,7 @@ class Shape:
 
 
 @dataclass
-class Way:
+class Direction:
     """One direction of a link. Times are of one monotonic clock, seconds.
 
     Attributes:
@@ -119,8 +119,8 @@ class Narrow:
 
     def __init__(self, inside: Netns, near: int, far: int, shape: Shape, seed: int) -> None:
         self.inside = inside
-        self.up = Way(shape, random.Random(seed))
-        self.down = Way(shape, random.Random(seed + 1))
+        self.up = Direction(shape, random.Random(seed))
+        self.down = Direction(shape, random.Random(seed + 1))
         self._shape, self._near, self._far = shape, near, far
         self._lock = threading.Lock()
         self._news, self._tell = os.pipe()

@@ -36,7 +36,7 @@ _EVERYWHERE = ("--host", "0.0.0.0")
 
 
 @dataclass
-class Device:
+class RunningDevice:
     """A running device.
 
     Attributes:
@@ -162,7 +162,7 @@ class Stage:
         }
 
     @contextmanager
-    def device(self, job: DeviceJob) -> Iterator[Device]:
+    def device(self, job: DeviceJob) -> Iterator[RunningDevice]:
         """Start a device behind the link; it ends with the block."""
         home = Path(job.settings["state_dir"]).parent
         job.write(home / "job.json")
@@ -177,7 +177,7 @@ class Stage:
                 env=os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
             )
         try:
-            yield Device(process, home / "agent.log")
+            yield RunningDevice(process, home / "agent.log")
         finally:
             process.kill()
             process.wait()

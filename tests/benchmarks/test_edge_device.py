@@ -16,18 +16,18 @@ from PIL import Image
 
 from benchmarks.edge.answer_times import arrivals
 from benchmarks.edge.device import DeviceJob, Due, Paced
-from benchmarks.edge.endurance import Sample, summary
+from benchmarks.edge.endurance import Moment, summary
 from benchmarks.edge.faults import faults
 from benchmarks.edge.figures import at_least, at_most, not_run, percentile
-from benchmarks.edge.narrow import Shape, Way, narrow
+from benchmarks.edge.narrow import Direction, Shape, narrow
 
 MAY = (
     os.geteuid() == 0 and Path("/dev/net/tun").exists() and all(map(shutil.which, ("ip", "sysctl")))
 )
 
 
-def way(shape: Shape) -> Way:
-    return Way(shape, random.Random(0))
+def way(shape: Shape) -> Direction:
+    return Direction(shape, random.Random(0))
 
 
 def test_packets_leave_one_after_the_other_at_the_rate() -> None:
@@ -134,11 +134,11 @@ def test_figures_say_whether_they_are_met_or_not_known() -> None:
     assert not_run("x", "≤ 0", "", "why")["met"] is None
 
 
-def samples(growth: float, descriptors: int = 20) -> list[Sample]:
+def samples(growth: float, descriptors: int = 20) -> list[Moment]:
     return [
-        Sample(float(second), int(1e8 * (1 + growth * second / 600)), 1, 20, 9, 2)
+        Moment(float(second), int(1e8 * (1 + growth * second / 600)), 1, 20, 9, 2)
         if second < 580
-        else Sample(float(second), int(1e8 * (1 + growth)), 1, descriptors, 9, 2)
+        else Moment(float(second), int(1e8 * (1 + growth)), 1, descriptors, 9, 2)
         for second in range(600)
     ]
 
