@@ -106,10 +106,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.check_config:
         return _check(chosen)
     _require_source(chosen)
-    source = open_sources(chosen, open_source)
+    state = state_directory(chosen)
+    source = open_sources(chosen, open_source, None if state is None else state / "watched")
     chosen = _patient(chosen)
     done = answered(chosen.output) if chosen.resume else Answered()
-    folder = spool_folder(chosen, source, state_directory(chosen))
+    folder = spool_folder(chosen, source, state)
     writer = RecordWriter(chosen.output)
     try:
         kept = None if folder is None else Kept(folder, writer)

@@ -215,7 +215,7 @@ class Camera:
         self._thread = threading.Thread(target=self._work, name=f"camera {self.name}", daemon=True)
         self._thread.start()
 
-    def request(self) -> None:
+    def request(self, camera: str = "") -> None:
         """Take the next picture, whatever the triggers say."""
         with self._lock:
             self._triggers.request()

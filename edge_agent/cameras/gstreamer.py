@@ -27,8 +27,14 @@ _END, _ERROR = 1 << 0, 1 << 1
 _SECOND_NS = 1_000_000_000
 _WAIT_NS = _SECOND_NS // 4
 _NO_TIME = 2**64 - 1
+_CORRUPTED = 1 << 8
+_FLAGS_OFFSET = 16
+"""Where a GstMiniObject holds its flags: after its type, reference count and lock."""
 _TIME_OFFSET = 72
 """Where a GstBuffer holds its time: after its GstMiniObject and a pointer (64-bit systems)."""
+_SWITCHES = {"wait-for-keyframe": b"true", "request-keyframe": b"true", "output-corrupt": b"false"}
+"""Switches, where an element has them, by which no picture is given that a loss has damaged: after
+it the stream waits for a key frame, and asks the camera for one."""
 _STATES = {
     "not-authorized": "unauthorized",
     "unauthorized": "unauthorized",
@@ -74,6 +80,10 @@ _POINTERS = {
     ).split(),
     "app": ["gst_app_sink_try_pull_sample"],
 }
+
+
+_ADDED = ctypes.CFUNCTYPE(None, *4 * [ctypes.c_void_p])
+"""A handler of the signal `deep-element-added`: pipeline, bin, element, data."""
 
 
 def library() -> tuple[Any, Any] | None:
@@ -161,6 +171,7 @@ class GstreamerReader:
         line = ctypes.c_void_p(gst.gst_parse_launch(text, ctypes.byref(error)))
         if error:
             raise CameraFailure("no_decoder", self._said(error))
+        switch = _switch_on(gst, line)
         bus = ctypes.c_void_p(gst.gst_element_get_bus(line))
         sink = ctypes.c_void_p(gst.gst_bin_get_by_name(line, b"pictures"))
         gst.gst_element_set_state(line, _PLAYING)
@@ -168,21 +179,24 @@ class GstreamerReader:
             while True:
                 sample = app.gst_app_sink_try_pull_sample(sink, _WAIT_NS)
                 if sample:
-                    yield _shot(gst, ctypes.c_void_p(sample))
+                    shot = _shot(gst, ctypes.c_void_p(sample))
+                    if shot is None:
+                        self.dropped["damaged"] += 1
+                    else:
+                        yield shot
                     continue
-                message = gst.gst_bus_pop_filtered(bus, ctypes.c_uint(_ERROR | _END))
-                if message:
-                    self._end(gst, ctypes.c_void_p(message))
+                if message := gst.gst_bus_pop_filtered(bus, ctypes.c_uint(_ERROR)):
+                    self._fail(gst, ctypes.c_void_p(message))
+                if gst.gst_bus_pop_filtered(bus, ctypes.c_uint(_END)):
                     return
         finally:
             gst.gst_element_set_state(line, _NULL)
+            del switch  # the pipeline may call it until here
 
-    def _end(self, gst: Any, message: ctypes.c_void_p) -> None:
-        """Raise what an error message says; nothing at the end of a stream."""
+    def _fail(self, gst: Any, message: ctypes.c_void_p) -> None:
+        """Raise what an error message says."""
         error, more = ctypes.POINTER(_Error)(), ctypes.c_char_p()
         gst.gst_message_parse_error(message, ctypes.byref(error), ctypes.byref(more))
-        if not error:
-            return
         said = self._said(error)
         words = f"{said} {(more.value or b'').decode(errors='replace')}".lower()
         state = next((state for word, state in _STATES.items() if word in words), "unreadable")
@@ -193,11 +207,29 @@ class GstreamerReader:
         return self._address.scrub(text)
 
 
-def _shot(gst: Any, sample: ctypes.c_void_p) -> Shot:
-    """Copy a picture out of a sample, and give the sample back."""
+def _switch_on(gst: Any, line: ctypes.c_void_p) -> Any:
+    """Set `_SWITCHES` in each element that comes into the pipeline; keep what is returned."""
+
+    def added(_line: int, _bin: int, element: int, _data: int) -> None:
+        for name, value in _SWITCHES.items():  # an element without one is left alone
+            gst.gst_util_set_object_arg(ctypes.c_void_p(element), name.encode(), value)
+
+    handler = _ADDED(added)
+    objects = ctypes.CDLL("libgobject-2.0.so.0")
+    objects.g_signal_connect_data.restype = ctypes.c_ulong
+    objects.g_signal_connect_data(line, b"deep-element-added", handler, None, None, 0)
+    return handler
+
+
+def _shot(gst: Any, sample: ctypes.c_void_p) -> Shot | None:
+    """Copy a picture out of a sample, and give the sample back; None if it is damaged."""
     caps = ctypes.c_void_p(gst.gst_sample_get_caps(sample))
     fields = ctypes.c_void_p(gst.gst_caps_get_structure(caps, 0))
     buffer = ctypes.c_void_p(gst.gst_sample_get_buffer(sample))
+    flags = ctypes.c_uint.from_address((buffer.value or 0) + _FLAGS_OFFSET).value
+    if flags & _CORRUPTED:
+        gst.gst_mini_object_unref(sample)
+        return None
     size = []
     for name in (b"width", b"height"):
         number = ctypes.c_int()

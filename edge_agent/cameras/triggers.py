@@ -17,6 +17,8 @@ EVERY, MOTION, REQUEST, LOCAL = KINDS = ("every", "motion", "request", "local")
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 _TIME = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)")
 _MORE = re.compile(r"^(.*),\s*(min|max|priority)=([^,]*)$", re.DOTALL)
+_NAMED = re.compile(r"\s*([^\s:=,]+)\s*:\s*(?=[a-z])")
+"""`CAMERA:` before a rule."""
 _TAKES = {
     EVERY: ("priority",),
     MOTION: ("min", "max", "priority"),
@@ -100,6 +102,27 @@ class Trigger:
     def answered_by(self, said: str) -> bool:
         """Of `local`: whether the small model said the answer, whatever the case."""
         return said.strip().rstrip(".").casefold() == self.answer.rstrip(".").casefold()
+
+
+def rules_of(texts: Sequence[str], cameras: Sequence[str]) -> dict[str, list[Trigger]]:
+    """Each camera's rules: its own if it has any, else those without a name.
+
+    Args:
+        texts: rules; `CAMERA: RULE` is for one camera.
+        cameras: their names.
+
+    Raises:
+        ConfigError: a text is no rule, or names no camera.
+    """
+    found: dict[str, list[Trigger]] = {"": []}
+    for text in texts:
+        named = _NAMED.match(text)
+        name, rule = (named[1], text[named.end() :]) if named else ("", text)
+        if name and name not in cameras:
+            hint = nearest(name, cameras) or f"; cameras: {', '.join(cameras) or 'none'}"
+            raise ConfigError(f"trigger {text!r}: no camera is named {name!r}{hint}")
+        found.setdefault(name, []).append(Trigger.parse(rule))
+    return {name: found.get(name, found[""]) for name in cameras}
 
 
 @dataclass

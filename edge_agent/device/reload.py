@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from edge_agent.agent import Agent
 from edge_agent.cameras.camera import Camera
 from edge_agent.cameras.mask import Mask
-from edge_agent.cameras.triggers import Trigger
+from edge_agent.cameras.triggers import rules_of
 from edge_agent.device.notify import Notify
 from edge_agent.settings import Settings
 from edge_agent.sources.turns import Turns
@@ -75,7 +75,7 @@ class Reload:
             if getattr(fresh, name) != getattr(self.now, name)
         }
         cameras = self._cameras()
-        rules = [Trigger.parse(text) for text in fresh.trigger]
+        rules = rules_of(fresh.trigger, [camera.name for camera in cameras])
         live = {camera.name: camera for camera in cameras if camera.live}
         added = [mask for mask in fresh.mask if mask not in self.now.mask and _named(mask) in live]
         masks = {name: [*one.masks, *_regions(added, name)] for name, one in live.items()}
@@ -90,7 +90,7 @@ class Reload:
         if set(self.now.mask) != set(fresh.mask):
             restart.add("mask")
         for camera in cameras:
-            camera.change(masks.get(camera.name, camera.masks), rules)
+            camera.change(masks.get(camera.name, camera.masks), rules[camera.name])
         self._tell_the_agent()
         if "log_level" in changed:
             logs.set_level(fresh.log_level)

@@ -105,8 +105,15 @@ class LiveSource(Source, Protocol):
     def close(self) -> None:
         """End the iteration, from any thread; it may be called twice."""
 
-    def request(self) -> None:
-        """Have the next picture taken, whatever the triggers say."""
+    def request(self, camera: str = "") -> None:
+        """Have the next picture taken, whatever the triggers say.
+
+        Args:
+            camera: its name; empty for every one.
+
+        Raises:
+            ConfigError: there is no camera of that name.
+        """
 
 
 Factory = Callable[[str], Source]

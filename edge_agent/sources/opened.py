@@ -6,13 +6,14 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from edge_agent.cameras.camera import Camera
 from edge_agent.cameras.mask import Mask
-from edge_agent.cameras.triggers import Trigger
+from edge_agent.cameras.triggers import rules_of
 from edge_agent.cameras.watch import Patience
 from edge_agent.settings import Settings
 from edge_agent.sources import Capture, Source
@@ -28,7 +29,9 @@ from protos.process.settings import nearest
 _NAME_OPTION = re.compile(r"([?&])name=([^&]*)(&|$)")
 
 
-def open_sources(chosen: Settings, open_source: Callable[[str], Source]) -> Source:
+def open_sources(
+    chosen: Settings, open_source: Callable[[str], Source], memory: Path | None = None
+) -> Source:
     """Open every source of the settings.
 
     A single folder or other finite source without a name comes as it is.
@@ -36,21 +39,28 @@ def open_sources(chosen: Settings, open_source: Callable[[str], Source]) -> Sour
     Args:
         chosen: the settings.
         open_source: opens one address.
+        memory: folder where watched folders remember which files were taken; None: they do not.
 
     Raises:
         ConfigError: two sources have one name, a mask or trigger is none or belongs to no source.
         MaskError: no camera can be opened because of its masks.
         SourceError: an address cannot be used.
     """
-    rules = [Trigger.parse(text) for text in chosen.trigger]
     found = [
         _open(address, place, chosen, open_source) for place, address in enumerate(chosen.source, 1)
     ]
+    for _, source in found:
+        if isinstance(source, WatchedFolder) and memory is not None:
+            source.remember(memory)
+    cameras = [name for name, source in found if isinstance(source, Camera)]
+    rules = rules_of(chosen.trigger, cameras)
     masks = _masks(chosen.mask, [name for name, _ in found if name])
     if len(found) == 1 and not found[0][0]:
-        if rules:
+        if chosen.trigger:
             raise ConfigError("--trigger is for cameras: this source gives every picture anyway")
         return found[0][1]
+    if chosen.trigger and not cameras:
+        raise ConfigError("--trigger is for cameras, and no source is one")
     members: list[Member] = []
     skipped: Counter[str] = Counter()
     broken: list[MaskError] = []
@@ -63,7 +73,7 @@ def open_sources(chosen: Settings, open_source: Callable[[str], Source]) -> Sour
             broken.append(MaskError(f"camera {name}: {error}"))
             mask = Mask()
         if isinstance(source, Camera):
-            members.append(Camera(source.address, name, texts, rules, patience))
+            members.append(Camera(source.address, name, texts, rules[name], patience))
         elif broken and broken[-1].message.startswith(f"camera {name}:"):
             raise broken[-1]
         elif isinstance(source, WatchedFolder):
@@ -74,8 +84,6 @@ def open_sources(chosen: Settings, open_source: Callable[[str], Source]) -> Sour
             members.append(Finite(source, _Painted(name, mask)))
     if len(broken) == len(members):
         raise broken[0]
-    if rules and not any(isinstance(member, Camera) for member in members):
-        raise ConfigError("--trigger is for cameras, and no source is one")
     return Turns(members, skipped)
 
 

@@ -10,7 +10,9 @@ from typing import Protocol
 
 from edge_agent.metrics import Metrics
 from edge_agent.sources import Capture, Source
+from protos.errors import ConfigError
 from protos.process.logs import Logger
+from protos.process.settings import nearest
 
 
 class Member(Protocol):
@@ -29,7 +31,7 @@ class Member(Protocol):
     def done(self) -> bool:
         """Whether there will never be another one."""
 
-    def request(self) -> None:
+    def request(self, camera: str = "") -> None:
         """Take a capture now, if this source can be asked to."""
 
     def close(self) -> None:
@@ -62,7 +64,7 @@ class Finite:
         self.done = capture is None
         return capture if capture is None else self._change(capture)
 
-    def request(self) -> None:
+    def request(self, camera: str = "") -> None:
         """Do nothing: every capture is taken anyway."""
 
     def close(self) -> None:
@@ -123,10 +125,15 @@ class Turns:
         found = (str(getattr(member, "broken", "")) for member in self.members)
         return next(filter(None, found), "")
 
-    def request(self) -> None:
-        """Have every camera take its next picture."""
+    def request(self, camera: str = "") -> None:
+        """Have a camera, or every one, take its next picture; see `LiveSource`."""
+        names = [name for member in self.members if (name := getattr(member, "name", ""))]
+        if camera and camera not in names:
+            hint = nearest(camera, names) or f"; cameras: {', '.join(names) or 'none'}"
+            raise ConfigError(f"no camera of this device is named {camera!r}{hint}")
         for member in self.members:
-            member.request()
+            if not camera or getattr(member, "name", "") == camera:
+                member.request()
 
     def close(self) -> None:
         """End the iteration and the members; may be called from any thread, twice."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edge_agent.metrics import Metrics
 from edge_agent.sources import Capture
+from edge_agent.sources.taken import Mark, TakenFiles
 from edge_agent.sources.turns import Turns
 from projector.models.pictures import MAX_PIXELS
 from protos.process.folders import list_files, open_file
@@ -21,9 +22,6 @@ LOOK_S = 0.5
 """Time between two looks; a file that changed in between is not whole yet."""
 _TRIES = 8
 """Looks at a file that cannot be read before it counts as broken."""
-
-Mark = tuple[int, int, int]
-"""Which file a name stands for: inode, time of its last change, size."""
 
 
 class WatchedFolder:
@@ -54,6 +52,8 @@ class WatchedFolder:
         self.max_pixels = MAX_PIXELS
         self.done = False
         self._path, self._read, self._beside = path, read, beside
+        self._memory: TakenFiles | None = None
+        self._given: tuple[Path, Mark] | None = None
         self._whole: deque[tuple[Path, Mark]] = deque()
         self._marks: dict[Path, Mark] = {}
         self._taken: dict[Path, Mark] = {}
@@ -72,6 +72,17 @@ class WatchedFolder:
         """See `Source`: unknown."""
         return 0
 
+    def remember(self, folder: Path) -> None:
+        """Remember on the disk which files were taken, and give none again; before `start`.
+
+        A file counts once the next one is asked for, or at the end: an agent that is killed before
+        gets it again.
+
+        Args:
+            folder: where to.
+        """
+        self._memory = TakenFiles(folder, self._path)
+
     def attach(self, metrics: Metrics, log: Logger) -> None:
         """Log there from now on."""
         self._log = log
@@ -85,6 +96,7 @@ class WatchedFolder:
 
     def take(self) -> Capture | None:
         """See `Member`."""
+        self._note()
         while self._whole:
             path, mark = self._whole.popleft()
             if mark_of(path) != mark:
@@ -95,10 +107,11 @@ class WatchedFolder:
             if capture.error is not None and self._tries[path, mark] < _TRIES:
                 self._again.append((path, mark))  # perhaps its writer only paused
                 continue
+            self._given = path, mark
             return self.change(capture)
         return None
 
-    def request(self) -> None:
+    def request(self, camera: str = "") -> None:
         """Do nothing: every file is taken anyway."""
 
     def close(self) -> None:
@@ -107,6 +120,17 @@ class WatchedFolder:
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
+        self._note()
+
+    def _was_taken(self, path: Path, mark: Mark) -> bool:
+        before = self._memory.marks.get(path.name) if self._memory is not None else None
+        return mark in (self._taken.get(path), before)
+
+    def _note(self) -> None:
+        """The file that was given last has been worked on."""
+        given, self._given = self._given, None
+        if given is not None and self._memory is not None:
+            self._memory.add(given[0].name, given[1])
 
     def _watch(self, wake: Callable[[], None]) -> None:
         while not self._closing.is_set():
@@ -140,10 +164,12 @@ class WatchedFolder:
                 continue
             self._marks[path] = now
             same = before.get(path) == now
-            if same and self._taken.get(path) != now and not being_written(path):
+            if same and not self._was_taken(path, now) and not being_written(path):
                 self._taken[path] = now
                 whole.append((path, now))
         self._taken = {path: mark for path, mark in self._taken.items() if path in self._marks}
+        if self._memory is not None:
+            self._memory.tidy({path.name for path in self._marks})
         for key in [key for key in self._tries if self._marks.get(key[0]) != key[1]]:
             del self._tries[key]
         self._whole.extend(sorted(whole, key=lambda found: (found[1][1], found[0])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.cameras.triggers import Trigger, Triggers
+from edge_agent.cameras.triggers import Trigger, Triggers, rules_of
 from protos.calls import PRIORITIES
 from protos.errors import ConfigError
 
@@ -104,3 +104,22 @@ def test_the_question_may_hold_any_sign_and_the_answer_any_case() -> None:
 def test_what_is_no_trigger_is_refused_with_what_to_write(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Trigger.parse(text)
+
+
+def test_a_camera_with_triggers_of_its_own_has_only_those() -> None:
+    texts = ["every=10s", "gate: every=1m", "gate:local=what: red or blue ?=red", "request"]
+    rules = rules_of(texts, ["gate", "yard"])
+    assert [(rule.kind, rule.every_s) for rule in rules["gate"]] == [
+        ("every", 60.0),
+        ("local", 0.0),
+    ]
+    assert rules["gate"][1].question == "what: red or blue ?"
+    assert [rule.kind for rule in rules["yard"]] == ["every", "request"]
+    assert rules_of(["gate: every=1m"], ["gate", "yard"])["yard"] == []
+
+
+def test_a_trigger_of_an_unknown_camera_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match="no camera is named 'gaet'.*gate"):
+        rules_of(["gaet: every=1m"], ["gate", "yard"])
+    with pytest.raises(ConfigError, match="there is no trigger 'evry'"):
+        rules_of(["gate: evry=1m"], ["gate"])

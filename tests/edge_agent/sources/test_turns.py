@@ -149,3 +149,24 @@ def test_a_finite_member_ends() -> None:
     member.start(lambda: None)
     assert member.take() is not None and not member.done
     assert member.take() is None and member.done
+
+
+class Asked:
+    """A camera that notes that it was asked for a picture."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.requests = name, 0
+
+    def request(self) -> None:
+        self.requests += 1
+
+
+def test_a_picture_is_asked_of_one_camera_by_its_name_or_of_all() -> None:
+    gate, yard = Asked("gate"), Asked("yard")
+    turns = Turns([gate, yard])  # type: ignore[list-item]
+    turns.request("yard")
+    assert (gate.requests, yard.requests) == (0, 1)
+    turns.request()
+    assert (gate.requests, yard.requests) == (1, 2)
+    with pytest.raises(ConfigError, match="named 'yrad'; did you mean"):
+        turns.request("yrad")

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from edge_agent.sources import Capture, open_source
-from edge_agent.sources.watched import being_written
+from edge_agent.sources.taken import TakenFiles
+from edge_agent.sources.watched import WatchedFolder, being_written
 from protos.errors import SourceError
 
 
@@ -122,3 +123,79 @@ def test_what_cannot_be_watched_is_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "odd?watch=1").mkdir()
     (tmp_path / "odd?watch=1" / "a.png").write_bytes(png(1))
     assert len(list(open_source(f"folder://{tmp_path}/odd?watch=1"))) == 1
+
+
+def watched(folder: Path, memory: Path) -> Iterator[WatchedFolder]:
+    """The folder, opened again and again, each time as after a restart."""
+    while True:
+        source = open_source(f"folder://{folder}?watch=1")
+        assert isinstance(source, WatchedFolder)
+        source.remember(memory)
+        yield source
+
+
+def looked(source: WatchedFolder) -> None:
+    """Two looks, after which a file is whole."""
+    source._look()
+    source._look()
+
+
+def taken(source: WatchedFolder, most: int = 100) -> list[str]:
+    looked(source)
+    names: list[str] = []
+    while len(names) < most and (capture := source.take()) is not None:
+        names.append(capture.name)
+    return names
+
+
+def test_a_restart_gives_only_what_was_not_taken(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        (folder / name).write_bytes(png(1))
+    starts = watched(folder, tmp_path / "memory")
+    first = next(starts)
+    assert taken(first, most=2) == ["a.png", "b.png"]
+    # killed here: the second was given, and nobody knows whether it was worked on
+    second = next(starts)
+    assert taken(second) == ["b.png", "c.png"]
+    second.close()
+    (folder / "a.png").write_bytes(png(2))  # another picture under an old name
+    third = next(starts)
+    assert taken(third) == ["a.png"]
+    third.close()
+    assert taken(next(starts)) == []
+
+
+def test_a_folder_that_was_away_for_a_while_gives_none_again(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png(1))
+    source = next(watched(folder, tmp_path / "memory"))
+    assert taken(source) == ["a.png"]
+    folder.rename(tmp_path / "away")
+    folder.mkdir()
+    assert taken(source) == []  # what an empty mount point shows
+    folder.rmdir()
+    (tmp_path / "away").rename(folder)
+    assert taken(source) == []
+
+
+def test_the_memory_is_bounded_and_survives_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edge_agent.sources import taken as module
+
+    monkeypatch.setattr(module, "MOST", 5)
+    monkeypatch.setattr(module, "_SLACK", 10)
+    memory = TakenFiles(tmp_path, Path("/pictures"))
+    for number in range(30):
+        memory.add(f"{number}.png", (number, 1, 2))
+        memory.tidy({f"{number}.png"})
+    (file,) = tmp_path.iterdir()
+    assert len(memory.marks) <= 5 and len(file.read_text().splitlines()) <= 13
+    with file.open("a") as more:
+        more.write('["cut off.png", 1, ')
+    assert TakenFiles(tmp_path, Path("/pictures")).marks == memory.marks
+    (tmp_path / "not a folder").write_text("")
+    TakenFiles(tmp_path / "not a folder", Path("/pictures")).add("a", (1, 2, 3))
