@@ -17,6 +17,7 @@ from edge_agent.exported_model import ExportedModel
 from edge_agent.sight import EdgeModel, Seen, Sight
 from projector.codec.arrays import Floats
 from projector.codec.confidence import Confidence
+from projector.codec.confidence_file import read_confidence
 from projector.codec.feedback import FeedbackDecoder
 from projector.models.exported.manifest import is_export
 from projector.models.foreign import importing
@@ -41,9 +42,9 @@ _INSTEAD = (
 class LocalModel:
     """A vision-language checkpoint, run with torch; calls are taken one at a time."""
 
-    def __init__(self, vlm: VLM, running: Running) -> None:
+    def __init__(self, vlm: VLM, running: Running, confidence: Confidence | None = None) -> None:
         self._vlm, self.running = vlm, running
-        self.confidence: Confidence | None = None
+        self.confidence = confidence
         self._lock = threading.Lock()
 
     @property
@@ -201,8 +202,8 @@ def load(
         engines: folder for compiled engines of an export; None to keep none.
 
     Raises:
-        ModelError: a package is missing, a path holds no usable model or tokenizer, or the device
-            cannot be used.
+        ModelError: a package is missing, a path holds no usable model, tokenizer or confidence, or
+            the device cannot be used.
         SelfCheckError: the model computes something else than it should.
         UnsupportedModelError: the model's cache cannot be described (named in the message).
         ContextError: texts of that length do not fit into the model's context windows.
@@ -226,7 +227,8 @@ def load(
         lost = "this machine has a GPU, but this torch cannot use it"
         running = Running(found, AUTO, lost if found == "cpu" and has_gpu() else "")
     if not reads_only_texts(path):
-        return LocalModel(VLM.load(path, device=running.device, dtype=dtype), running)
+        vlm = VLM.load(path, device=running.device, dtype=dtype)
+        return LocalModel(vlm, running, read_confidence(path, vlm.layout.fingerprint))
     lm = LM.load(path, device=running.device, dtype=dtype, text_tokens=text_tokens)
     if target_tokenizer is None:
         return TextModel(lm, running)

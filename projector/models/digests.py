@@ -14,6 +14,7 @@ _SETTINGS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.
 _NO_SETTINGS = {
     "generation_config.json",  # how answers are sampled
     "training.json",  # how reference models were trained
+    "edge_confidence.json",  # how far its own answers can be trusted
     *("adapter_model.json", "trainer_state.json", "all_results.json", "train_results.json"),
 }
 _TOKENIZER_FILES = (
