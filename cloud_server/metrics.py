@@ -96,6 +96,13 @@ class Metrics(MetricSet):
         self.parcels = self.counter(
             "parcels_total", "Messages of several requests, by their number", "requests"
         )
+        self.crops = self.counter(
+            "crops_total",
+            "Crops by outcome: used, not_better, none (the device has none), late, failed; spread "
+            "(not asked: the question looks at too much of the picture); refused, unasked",
+            "outcome",
+        )
+        self.crop_bytes = self.histogram("crop_bytes", "File of one crop", BYTES)
         self.feedbacks = self.counter(
             "feedbacks_total", "States sent back to an edge, by point", "point"
         )

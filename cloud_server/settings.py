@@ -19,6 +19,7 @@ from cloud_server.exposure import Exposure
 from cloud_server.served import require_bundle, require_model
 from cloud_server.state.quota import Quota
 from projector.bundle.keys import TrustedKeys
+from protos.crop import MOST_CROP_BYTES
 from protos.errors import ConfigError
 from protos.limits import Limits
 from protos.process import settings as configuration
@@ -240,6 +241,39 @@ class Settings(BundleSettings, Exposure):
     picture_burst_px: float = Field(
         float(1 << 24), gt=0.0, le=1e12, description="pixels decoded for one session at once"
     )
+    crop_gain: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="share of the risk that a crop takes away, as `python -m benchmarks.crops` "
+        "measured it for this pair of models; --crop-limit needs it",
+    )
+    crop_limit: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="above this risk of a different answer a device that allows it is asked for a "
+        "crop of its picture; default: never",
+    )
+    crop_share: float = Field(
+        0.67,
+        gt=0.0,
+        le=1.0,
+        description="largest share of the picture's width and height in a crop",
+    )
+    crop_attention: float = Field(
+        0.6,
+        gt=0.0,
+        le=1.0,
+        description="share of the question's attention that a crop has to hold: the smallest such "
+        "part is asked for, none if none is small enough",
+    )
+    crop_bytes: int = Field(
+        16 << 10, ge=64, le=MOST_CROP_BYTES, description="longest file of a crop, in bytes"
+    )
+    crop_wait_s: float = Field(
+        5.0, gt=0.0, le=600.0, description="how long an answer waits for its crop, seconds"
+    )
     max_in_flight: int = Field(
         16, ge=1, le=65535, description="requests of one stream that may wait for their answer"
     )
@@ -414,11 +448,16 @@ class Settings(BundleSettings, Exposure):
         """Check what the settings point to, without loading it.
 
         Raises:
-            ConfigError: no model or no bundle is set, or see `check_exposure`.
+            ConfigError: no model or no bundle is set, crops have no gain, or see `check_exposure`.
             ModelError: the model's directory holds no checkpoint.
             BundleMissingError: a bundle's directory holds no bundle.
         """
         self.check_exposure()
+        if self.crop_limit is not None and not self.crop_gain:
+            raise ConfigError(
+                "--crop-limit needs --crop-gain: python -m benchmarks.crops measures how much of "
+                "the risk a crop takes away (of the reference models: nothing)"
+            )
         require_model(self.model_path)
         if not self.bundles and self.directory is None:
             raise ConfigError(

@@ -140,10 +140,18 @@ class Agent:
         if isinstance(self.source, LiveSource):  # it may be waiting for its next capture
             self.source.close()
 
-    def request_capture(self) -> None:
-        """Have every camera's next picture taken, as the service asks; from any thread."""
-        if isinstance(self.source, LiveSource):
-            self.source.request()
+    def request_capture(self, camera: str = "") -> None:
+        """Have the next picture of a camera taken, as the service asks; from any thread.
+
+        Args:
+            camera: its name; empty for every one.
+
+        Raises:
+            ConfigError: there is no such camera, or no source that waits for anything.
+        """
+        if not isinstance(self.source, LiveSource):
+            raise ConfigError("this device has no camera that a picture could be taken with")
+        self.source.request(camera)
 
     async def run(self) -> Summary:
         """Work through the source.
@@ -329,6 +337,8 @@ class Agent:
             outcome = Outcome(request.request_id, error=error)
             await self._books.record(maker, question, outcome, outcome, edge, request.kept_back)
             return True
+        if self.uplink.crops is not None and question and maker.picture is not None:
+            self.uplink.crops.hold(stored.request_id, maker.picture)
         try:
             await outgoing.accept(stored, rank_of(maker.priority))
         except BridgeError as error:

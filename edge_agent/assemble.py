@@ -44,6 +44,7 @@ from edge_agent.summary import Summary
 from edge_agent.update.boot import Slots
 from edge_agent.update.from_service import updates_for
 from edge_agent.update.health import begin_health, running_slot
+from edge_agent.uplink.crops import Crops
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.dial import (
     InsecureDial,
@@ -134,6 +135,7 @@ def run_agent(
             stack.callback(health.close)
             log.info("metrics", host=health.host, port=health.port)
         model = WatchedModel(load_model(chosen, log, metrics), upkeep.pulse)
+        upkeep.loaded(model.running)
         summary = asyncio.run(
             _drive(
                 chosen,
@@ -199,6 +201,10 @@ async def _drive(
             log.warning("plain_text", server=dial.address, cause=_why_plain(chosen))
     store = _store(chosen, log)
 
+    crops = None
+    if chosen.allow_crop:
+        crops = Crops(chosen.crop_bytes, chosen.crop_memory_mib << 20, metrics, log)
+
     def make_uplink(keep: str = "") -> Uplink:
         return Uplink(
             model.layout,
@@ -220,6 +226,7 @@ async def _drive(
             keep=keep,
             linger_s=0.0 if keep else chosen.linger_ms / 1000,
             ack_wait_s=chosen.ack_wait_ms / 1000,
+            crops=crops,
         )
 
     uplink = make_uplink()
@@ -332,8 +339,8 @@ def _cascade(
         return None
     if model.confidence is None:
         raise ConfigError(
-            f"--cascade needs a calibrated confidence, which {chosen.model} has not: export the "
-            "model (projector export-edge), then projector calibrate-edge EXPORT PICTURES"
+            f"--cascade needs a calibrated confidence, which {chosen.model} has not: "
+            f"projector calibrate-edge {chosen.model} PICTURES"
         )
     return Cascade(model.confidence, chosen.cascade_limit, metrics, log)
 
@@ -496,7 +503,7 @@ def load_model(
             chosen.target_tokenizer,
             chosen.text_tokens,
             chosen.threads,
-            _engines(chosen),
+            None if (state := state_directory(chosen)) is None else state / "engines",
         )
     running = model.running
     if metrics is not None:
@@ -509,9 +516,3 @@ def load_model(
         if running.fallback:
             log.warning("device_fallback", device=running.device, cause=running.fallback)
     return model
-
-
-def _engines(chosen: Settings) -> Path | None:
-    """Where compiled engines are kept; None without a state directory."""
-    directory = _state(chosen).directory
-    return directory / "engines" if directory is not None else None

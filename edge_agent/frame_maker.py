@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from PIL import Image
+
 from edge_agent.encode import encode_picture, encode_state
 from edge_agent.frame import Frame, check_size
 from edge_agent.guard import DEGENERATE, AnswerRisk, in_its_place, nothing_to_see, within_limit
@@ -94,6 +96,11 @@ class FrameMaker:
         """Priority of this capture's requests, as its number on the wire."""
         own = self.capture.priority
         return self.plan.priority if own is None else own
+
+    @property
+    def picture(self) -> Image.Image | None:
+        """What the small model sees, masks painted over; None for a text."""
+        return None if isinstance(self._seen, str) else self._seen
 
     @property
     def sight(self) -> Sight | None:

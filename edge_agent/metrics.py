@@ -87,6 +87,12 @@ class Metrics(MetricSet):
             "Time that a frame waited for others to share its message",
             (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300),
         )
+        self.crops = self.counter(
+            "crops_total",
+            "Crops that the service asked for: sent, none (not held any more)",
+            "outcome",
+        )
+        self.crop_bytes = self.histogram("crop_bytes", "File of one crop", BYTES)
         self.risk = self.histogram(
             "risk_ratio", "Probability that a frame's answer differs from the picture's", RATIO
         )
@@ -99,7 +105,7 @@ class Metrics(MetricSet):
         self.fallbacks = self.counter(
             "fallbacks_total",
             "Questions whose answer is not the projected frame's (distortion, unfamiliar, "
-            "degenerate, late, corrupt, incompatible, offline, confident)",
+            "degenerate, crop, late, corrupt, incompatible, offline, confident)",
             "cause",
         )
         self.answers = self.counter("answers_total", "Questions answered by the service")

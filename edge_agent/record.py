@@ -50,6 +50,7 @@ class AnswerRecord:
         payload_bytes: the frame's payload.
         message_bytes: size of the request's whole message; in ask mode of the question's message
             only (the frame travelled once, for all questions).
+        crop_bytes: of the crop that the service asked for and got; 0 without one.
         attempts: how many times the request was sent.
         edge_ms: prefill, select, encode, uplink (sent until its terminal event), edge_only.
         server_ms: the server's own timings (queue, decode, project, inject, prefill, generate,
@@ -61,9 +62,9 @@ class AnswerRecord:
         answer_tokens: tokens that the service generated.
         from_memory: the service had answered this request before.
         fallback: empty, or why the answer is not the projected frame's (distortion, unfamiliar,
-            degenerate, late, corrupt, incompatible, offline; confident: the small model answered,
-            nothing was sent): then it is the service's answer to
-            the picture, or, with an error, the small model's.
+            degenerate, crop, late, corrupt, incompatible, offline; confident: the small model
+            answered, nothing was sent): then it is the service's answer to the picture (crop: to
+            frame and crop), or, with an error, the small model's.
         risk: probability that the frame's answer differs from the picture's; None if the guard did
             not measure it.
         confidence: probability that the small model's own answer is right; None without a cascade.
@@ -100,6 +101,7 @@ class AnswerRecord:
     camera: str = ""
     camera_frame: int | None = None
     trigger: str = ""
+    crop_bytes: int = 0
 
     def to_json(self) -> str:
         """One line of strict JSON, keys in the order of the fields."""
@@ -168,6 +170,7 @@ def record_of(
         risk=frame.risk if frame else None,
         confidence=maker.confidences.get(question),
         warnings=_warnings(maker, outcome),
+        crop_bytes=outcome.crop_bytes,
         error=_error(outcome.error),
     )
 
@@ -202,6 +205,7 @@ def finished(draft: AnswerRecord, outcome: Outcome, fallback: str = "") -> Answe
         or (answer.fallback if answer is not None else "")
         or (sealed.frame.fallback if sealed is not None and outcome.error is None else ""),
         warnings=tuple(dict.fromkeys(warnings)),
+        crop_bytes=outcome.crop_bytes,
         error=_error(outcome.error),
     )
 

@@ -18,6 +18,7 @@ from edge_agent.sources.address import shown
 from edge_agent.update.settings import UpdateSettings
 from projector.models import pictures
 from protos.calls import MOST_ACCEPTED_WAIT_MS, PRIORITIES
+from protos.crop import MOST_CROP_BYTES
 from protos.identity import NAME, NAME_RULE
 from protos.process import addresses
 from protos.process import settings as configuration
@@ -125,7 +126,8 @@ class Settings(UpdateSettings):
         description="when a picture of a camera is taken, repeatable: every=10s, "
         "motion=0.01,min=1s,max=60s (share of the picture that moves), request (the service "
         "asks), 'local=is there a fire ?=yes,min=1s' (the small model says so), each also with "
-        "priority=alarm; default: as often as the model is free",
+        "priority=alarm; 'gate: every=1m' is for the camera gate, which then has only its own; "
+        "default: as often as the model is free",
     )
     camera_memory_mib: int = Field(
         512,
@@ -359,6 +361,20 @@ class Settings(UpdateSettings):
         description="probability of a different answer that the guard accepts; default: the "
         "bundle's own",
     )
+    allow_crop: bool = Field(
+        False,
+        description="let the service have a crop of a picture where it is unsure of the frame's "
+        "answer; masks are painted over first",
+    )
+    crop_bytes: int = Field(
+        16 << 10, ge=64, le=MOST_CROP_BYTES, description="longest file of a crop, in bytes"
+    )
+    crop_memory_mib: int = Field(
+        64,
+        ge=1,
+        le=1 << 20,
+        description="memory of the pictures held for crops, in mebibytes; the oldest go first",
+    )
     edge_only_too: bool = Field(
         False, description="answer every question with the small model itself as well"
     )
@@ -370,7 +386,7 @@ class Settings(UpdateSettings):
     cascade: bool = Field(
         False,
         description="answer with the small model where it is confident, and send only the other "
-        "questions up (for an edge export with a confidence: projector calibrate-edge)",
+        "questions up (for a model with a confidence: projector calibrate-edge)",
     )
     cascade_limit: float = Field(
         0.9,

@@ -10,6 +10,8 @@ EVENTS_APART = ("nb-events", "apart")
 ACCEPTED_WAIT_KEY = "nb-accepted-wait"
 """Metadata of an Infer call, `MS,COUNT`: how long Accepted events of frames without a question may
 wait for each other in the service, and how many. Several events may then come in one message."""
+CROP_KEY = "nb-crop"
+"""Metadata of an Infer call: the longest crop that the device would send, in bytes."""
 MOST_ACCEPTED_WAIT_MS = 60_000
 PRIORITIES = ("normal", "alarm", "background")
 """Priorities of requests, by their number on the wire."""

@@ -101,6 +101,15 @@ def parcel_digest(constants: bytes, digests: Iterable[bytes]) -> bytes:
     return hashlib.blake2b(what, key=constants, digest_size=PARCEL_DIGEST_BYTES).digest()
 
 
+def crop_digest(constants: bytes, request_id: bytes, picture: bytes) -> bytes:
+    """The digest of a crop: 8 bytes over its request's id and its file."""
+    state = hashlib.blake2b(key=constants, digest_size=DIGEST_BYTES)
+    for part in (b"crop", request_id, picture):
+        state.update(_LENGTH.pack(len(part)))
+        state.update(part)
+    return state.digest()
+
+
 def ask_digest(
     constants: bytes, request_id: bytes, frame_number: int, question: str, max_new_tokens: int
 ) -> bytes:

@@ -136,6 +136,11 @@ def parse_infer_request(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> Parsed:
         BridgeError: Whatever `unpack_header` raises.
     """
     message: pb.InferRequest = parse_exactly(raw, limits.max_request_bytes, pb.InferRequest)
+    if message.HasField("crop"):
+        raise FrameMalformedError(
+            "InferRequest.crop answers CropWanted, on a stream that was opened with nb-crop, with "
+            "request_id and no other field"
+        )
     if message.parcel:
         raise FrameMalformedError(
             "InferRequest.parcel stands beside other fields: leave them out, the parcel holds its "

@@ -23,11 +23,11 @@ import numpy.typing as npt
 
 from edge_agent.metrics import Metrics
 from edge_agent.uplink.call_errors import error_of
-from edge_agent.uplink.connection import open_events
 from edge_agent.uplink.dial import dial_insecure
 from edge_agent.uplink.encoder_store import EncoderStore
 from edge_agent.uplink.negotiate import negotiate
 from edge_agent.uplink.session import Session
+from edge_agent.uplink.stream import open_events
 from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
 from protos.distortion import Distortion
 from protos.errors import BridgeError, OfflineError, from_code

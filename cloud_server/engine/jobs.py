@@ -9,6 +9,7 @@ Messages travel as MessagePack, checked against their types when they are read. 
       │ ─── Job ──────────────────────────────────▶│
       │ ◀── Accepted ── TokenMade* ── Answered ─── │   or Failed at any point
       │ ◀── Compressed ─────────────────────────── │   or Failed, to a Job for feedback
+      │ ◀── PartWanted ─────────────────────────── │   or Failed, to a Job with `look`
       │ ─── Cancel ───────────────────────────────▶│   Dropped, unless it came too late
       │ ─── Forget (a session's scenes) ──────────▶│
       │ ─── Load (one more bundle) ───────────────▶│
@@ -37,6 +38,9 @@ class _Sent(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unkno
 class Job(_Sent, frozen=True):
     """A frame with or without a question; or a question about a held scene; or its feedback.
 
+    With `look` it asks which part of the picture a question about a held scene needs. With `box`
+    its body is that part, and the question is answered from both.
+
     Attributes:
         id: counts up over the life of the front end.
         session: session id, hex.
@@ -57,6 +61,9 @@ class Job(_Sent, frozen=True):
         owner: "TENANT/DEVICE"; engines share their memory fairly between owners.
         rank: jobs of a lower rank go first (`Waiting`).
         step_rows: joins a step only while it has fewer rows than this (`Waiting`); 0 for any step.
+        look: share of the question's attention that the part is to have; 0 if none is looked for.
+        most_share: largest share of the picture's width and height that it may have.
+        box: left, top, right and bottom of the part in the body (`protos.crop.Box`); else empty.
     """
 
     id: int
@@ -77,6 +84,9 @@ class Job(_Sent, frozen=True):
     owner: str = ""
     rank: int = 1
     step_rows: int = 0
+    look: float = 0.0
+    most_share: float = 1.0
+    box: list[int] = []
 
     @property
     def has_frame(self) -> bool:
@@ -300,6 +310,19 @@ class Compressed(_Sent, frozen=True):
     body: bytes
 
 
+class PartWanted(_Sent, frozen=True):
+    """Last event of a job with `look`.
+
+    Attributes:
+        box: as `Job.box`.
+        attention: share of the attention of the question's last token that falls into it.
+    """
+
+    job: int
+    box: list[int]
+    attention: float
+
+
 class Failed(_Sent, frozen=True):
     """Last event of a job that the engine refused.
 
@@ -346,12 +369,15 @@ Message: TypeAlias = (
     | TokenMade
     | Answered
     | Compressed
+    | PartWanted
     | Failed
     | Dropped
 )
 BundleEvent: TypeAlias = Offer | Loaded | NotLoaded
-JobEvent: TypeAlias = Accepted | TokenMade | Answered | Compressed | Failed | Dropped
+JobEvent: TypeAlias = Accepted | TokenMade | Answered | Compressed | PartWanted | Failed | Dropped
 
+LAST = Answered, Compressed, PartWanted, Failed, Dropped
+"""Events that end a job; `Accepted` does too if the job has no question."""
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(list[Message])
 

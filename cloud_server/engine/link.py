@@ -20,13 +20,11 @@ from collections import deque
 from collections.abc import Callable
 
 from cloud_server.engine.jobs import (
+    LAST,
     Accepted,
     Answered,
     Broken,
     Cancel,
-    Compressed,
-    Dropped,
-    Failed,
     Forget,
     Job,
     JobEvent,
@@ -201,7 +199,7 @@ class FrontLink:
             self._notice(message)
             return
         sink, asks = self._jobs.get(message.job, (None, True))
-        ends = isinstance(message, Answered | Compressed | Failed | Dropped)
+        ends = isinstance(message, LAST)
         if ends or (isinstance(message, Accepted) and not asks):
             self._jobs.pop(message.job, None)
         if sink is not None:

@@ -49,7 +49,7 @@ class PictureReader(Generic[Prepared]):
     """The thread, the pictures that wait for it, and the pictures it has read.
 
     Args:
-        prepare: makes the model's input from a picture; called in the thread.
+        prepare: makes the model's input from a job's picture; called in the thread.
         max_px: largest width and height.
         px_per_s: pixels that a session may have read per second; 0 for no bound.
         burst_px: pixels that it may have read at once.
@@ -58,7 +58,7 @@ class PictureReader(Generic[Prepared]):
 
     def __init__(
         self,
-        prepare: Callable[[Image.Image], Prepared],
+        prepare: Callable[[Image.Image, Job], Prepared],
         max_px: int,
         px_per_s: float,
         burst_px: float,
@@ -156,7 +156,7 @@ class PictureReader(Generic[Prepared]):
         try:
             picture = open_picture(job.body, self._max_px)
             warnings = (DEGENERATE,) if degenerate(picture) else ()
-            prepared = self._prepare(picture)
+            prepared = self._prepare(picture, job)
         except BridgeError as error:
             failed = error
         except Exception as error:  # a stranger's file must not end the thread

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cloud_server.engine import feedback, inject, load, warm_up
+from cloud_server.engine import crop, feedback, inject, load, warm_up
 from cloud_server.engine.answer import Answering
 from cloud_server.engine.base import Emit, Engine
 from cloud_server.engine.bundles import LoadedBundles
@@ -31,6 +31,7 @@ from cloud_server.engine.jobs import (
     JobEvent,
     Load,
     Offer,
+    PartWanted,
     Status,
     failed,
 )
@@ -48,6 +49,7 @@ from projector.codec.deltas import Held
 from projector.models.lm import LM
 from projector.models.pixels import Prepared
 from projector.serving.backends import Backend
+from protos.crop import Box
 from protos.errors import (
     BridgeError,
     FrameMalformedError,
@@ -221,8 +223,10 @@ class TransformersEngine(Engine):
     def _holds(self, name: Name) -> bool:
         return name in self._scenes or name in self._latents
 
-    def _prepare_picture(self, picture: Image.Image) -> Picture:
+    def _prepare_picture(self, picture: Image.Image, job: Job) -> Picture:
         """Called in the reader's thread."""
+        if job.box:
+            picture = crop.on_canvas(picture, Box(*job.box), self._settings.max_picture_px)
         return prepare_picture(self._model, picture)
 
     def status(self) -> Status:
@@ -307,6 +311,8 @@ class TransformersEngine(Engine):
                 self._numbers.claim(job.scene, job.request_id)
                 if work.read is not None:
                     picture = _picture(work.read)
+                    if job.box:
+                        work.scene = self._scenes.get(job.scene)
                     work.decode_s, work.warnings = work.read.seconds, list(work.read.warnings)
                     work.moments_score = -math.inf
                     shapes = picture.shapes if isinstance(picture, Prepared) else None
@@ -359,6 +365,7 @@ class TransformersEngine(Engine):
                     self._prefill_pictures([pair])
             return
         works = [work for work, _ in pictures]
+        crop.put_into_scenes(self._model.layout.grid, self._scenes, works, keys, values)
         self._inject(works, keys, values, time.perf_counter() - started)
 
     def _inject(
@@ -389,6 +396,18 @@ class TransformersEngine(Engine):
                 bundle = self._bundles.get(work.job.bundle)
                 made = feedback.compress(work, work.scene, self._scenes, bundle, self._model)
                 self._emit(made)
+            elif work.job.look:
+                box, attention = crop.wanted(
+                    self._model,
+                    self._scenes.read(work.scene),
+                    inject.prefix_of(self._model),
+                    work.question,
+                    work.job.look,
+                    work.job.most_share,
+                )
+                edges = [box.left, box.top, box.right, box.bottom]
+                self._emit(PartWanted(work.job.id, edges, attention))
+                work.scene = None  # nothing is answered
         except BridgeError as error:
             self._fail(work, error)
 

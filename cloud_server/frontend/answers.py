@@ -6,9 +6,11 @@ computed twice.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from cloud_server.crowd import Crowd
@@ -29,6 +31,26 @@ Key = tuple[Owner, bytes, bytes]
 Listener = Callable[[pb.InferEvent], None]
 
 
+@dataclass(eq=False)
+class Crop:
+    """A crop that a computation waits for.
+
+    Attributes:
+        risk: of the answer from the frame alone.
+        picture: gets the file; empty if none comes.
+        frame_answer: the answer from the frame alone, once it is made.
+        ended: whether nothing more is waited for.
+        answer: text, tokens and risk of the answer from frame and crop; None if there is none.
+    """
+
+    risk: float
+    picture: asyncio.Future[bytes]
+    frame_answer: pb.Answer | None = None
+    ended: bool = False
+    answer: tuple[str, int, float] | None = None
+    finish: Callable[[pb.Answer], None] = field(default=lambda answer: None, repr=False)
+
+
 class Computation:
     """A request on its way through the engine, and everyone who waits for it.
 
@@ -44,6 +66,8 @@ class Computation:
         rank: its class (see `turns`).
         wait_s: time to its deadline on arrival, seconds; None without one.
         request: what admission holds for it.
+        crop_bytes: longest crop that its device would send; 0 if it sends none.
+        crop: the crop that it waits for (`crops.py`).
     """
 
     def __init__(
@@ -66,6 +90,8 @@ class Computation:
         self.owner, self.rank = NOBODY, NORMAL
         self.wait_s: float | None = None
         self.request: Request | None = None
+        self.crop_bytes = 0
+        self.crop: Crop | None = None
         self._past: list[pb.InferEvent] = []
         self._listeners: list[Listener] = []
 
@@ -92,6 +118,7 @@ class Computation:
         token: pb.Token | None = None,
         answer: pb.Answer | None = None,
         refused: pb.Refused | None = None,
+        crop_wanted: pb.CropWanted | None = None,
     ) -> None:
         """Send one event to every listener."""
         event = pb.InferEvent(
@@ -101,6 +128,7 @@ class Computation:
             token=token,
             answer=answer,
             refused=refused,
+            crop_wanted=crop_wanted,
         )
         self._past.append(event)
         for listener in list(self._listeners):
@@ -198,6 +226,10 @@ class Answers:
         answer.from_memory = True
         answer.ClearField("timings")
         return answer
+
+    def under_way(self, owner: Owner, session: Id, request_id: Id) -> Computation | None:
+        """The running computation of a request; None if there is none."""
+        return self._running.get((owner, session, request_id))
 
     def begin(self, session: Id, computation: Computation) -> None:
         """Note that a computation is under way."""

@@ -20,6 +20,7 @@ from cloud_server.frontend.admission.memory import Memory
 from cloud_server.frontend.admission.openings import Openings
 from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.frontend.ask import Asker
+from cloud_server.frontend.crops import Crops
 from cloud_server.frontend.engines.dispatch import Dispatch
 from cloud_server.frontend.feedback import FeedbackSender
 from cloud_server.frontend.negotiate import Negotiator
@@ -82,7 +83,8 @@ class Bridge:
         metrics.sessions.set_function(lambda: len(sessions))
         metrics.fresh_sessions.set_function(lambda: sessions.fresh)
         limits, refusals = settings.limits, Refusals(metrics, log, few)
-        teller = Teller(metrics, sessions, scenes, under_way, refusals, log)
+        crops = Crops(settings, under_way, metrics, log, quotas)
+        teller = Teller(metrics, sessions, scenes, under_way, refusals, log, crops)
         self._outboxes = outboxes = Outboxes(
             memory.room("outboxes"), settings.outbox_memory_bytes, settings.reader_s
         )
@@ -103,6 +105,7 @@ class Bridge:
             quotas,
             openings,
             outboxes,
+            crops,
         )
         self.asker = Asker(
             limits, sessions, under_way, teller, metrics, refusals, gate, quotas, outboxes

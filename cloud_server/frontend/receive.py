@@ -22,6 +22,7 @@ from cloud_server.frontend.admission.openings import Openings
 from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.frontend.admission.turns import RANKS
 from cloud_server.frontend.answers import Computation
+from cloud_server.frontend.crops import Crops
 from cloud_server.frontend.outbox import Outbox, Outboxes
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
@@ -33,6 +34,7 @@ from cloud_server.settings import Settings
 from cloud_server.throttle import Throttle
 from protos.calls import (
     ACCEPTED_WAIT_KEY,
+    CROP_KEY,
     EVENTS_APART,
     MOST_ACCEPTED_WAIT_MS,
     SESSION_METADATA_KEY,
@@ -79,6 +81,7 @@ class Receiver:
         quotas: counts requests against quotas.
         openings: counts their calls.
         outboxes: where events wait to be read.
+        crops: takes the crops that were asked for.
     """
 
     def __init__(
@@ -95,8 +98,9 @@ class Receiver:
         quotas: Quotas,
         openings: Openings,
         outboxes: Outboxes,
+        crops: Crops,
     ) -> None:
-        self._outboxes = outboxes
+        self._outboxes, self._crops = outboxes, crops
         self._gate, self._quotas, self._openings = gate, quotas, openings
         self._limits, self._queue_requests = settings.limits, settings.queue_requests
         self._sessions, self._under_way, self._teller = sessions, under_way, teller
@@ -133,6 +137,7 @@ class Receiver:
         stream.apart = apart is not None
         wait_s, most = _accepted_wait(metadata.get(ACCEPTED_WAIT_KEY, ""))
         stream.outbox.wait_s = wait_s
+        stream.crop_bytes = self._crops.allowed(metadata.get(CROP_KEY))
         stream.outbox.most_aside = min(most, self._limits.max_in_flight)
         reader = asyncio.create_task(self._read(requests, stream, session, caller))
         cancelled = True
@@ -252,6 +257,8 @@ class Receiver:
                 self._metrics.received_infer.inc(len(raw))
                 if session.id in self._moving:
                     continue
+                if stream.crop_bytes and self._crops.take(raw, session):
+                    continue
                 self._advise(stream, session)
                 for one, size in self._requests(raw, stream, session):
                     try:
@@ -326,6 +333,7 @@ class Receiver:
         computation.distortion = header.distortion.to_proto()
         computation.fallback = header.cause
         computation.owner, computation.rank = session.owner, RANKS[request.priority]
+        computation.crop_bytes = stream.crop_bytes
         job = self._job(parsed, session, point, request_id, received_ns)
         hear = partial(self._teller.hear, session, computation, job)
         self._under_way.submit(session.id, computation, job, hear)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from cloud_server.engine.jobs import Accepted, Answered, Failed, Job, JobEvent, TokenMade
 from cloud_server.frontend.answers import Computation
+from cloud_server.frontend.crops import Crops
 from cloud_server.frontend.outbox import Outbox
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.risk import risk_of
@@ -52,6 +53,7 @@ class Stream:
     Attributes:
         apart: whether the client reads its events from the session's Events call.
         course: of its parcels.
+        crop_bytes: longest crop that its device would send; 0 for none.
     """
 
     def __init__(self, outbox: Outbox | None = None) -> None:
@@ -61,6 +63,7 @@ class Stream:
         self.half_closed = False
         self.advised_less = False
         self.course = Course()
+        self.crop_bytes = 0
         self.ended = asyncio.Event()
 
     def follow(self, computation: Computation) -> None:
@@ -110,6 +113,7 @@ class Teller:
         under_way: where computations end.
         refusals: where refusals are counted.
         log: a bound logger.
+        crops: asks for crops.
     """
 
     def __init__(
@@ -120,9 +124,10 @@ class Teller:
         under_way: UnderWay,
         refusals: Refusals,
         log: Logger,
+        crops: Crops,
     ) -> None:
         self._metrics, self._sessions, self._under_way = metrics, sessions, under_way
-        self._scenes = scenes
+        self._scenes, self._crops = scenes, crops
         self._refusals, self._log = refusals, log
 
     def hear(
@@ -140,7 +145,8 @@ class Teller:
             self._accepted(asked, computation, job, said)
         elif isinstance(said, TokenMade):
             computation.prompt_tokens = said.prompt_tokens
-            computation.emit(token=pb.Token(text=said.text, index=said.index))
+            if computation.crop is None:  # else the answer may become another one
+                computation.emit(token=pb.Token(text=said.text, index=said.index))
         elif isinstance(said, Answered):
             self._answered(asked, computation, job, said)
 
@@ -174,6 +180,18 @@ class Teller:
         if not computation.question:
             self._under_way.end(asked.id, computation, None)
         computation.emit(accepted=pb.Accepted(distortion=computation.distortion))
+        if isinstance(asked, Session) and job.has_frame:
+            risk = self._risk(asked, computation)
+            if risk is not None:
+                self._crops.begin(asked, computation, job, risk)
+
+    def _risk(self, asked: Asked, computation: Computation) -> float | None:
+        return risk_of(
+            asked.risk,
+            computation.distortion,
+            computation.moments_score,
+            computation.question,
+        )
 
     def _answered(self, asked: Asked, computation: Computation, job: Job, said: Answered) -> None:
         timings = computation.timings
@@ -193,13 +211,17 @@ class Teller:
             distortion=computation.distortion,
             fallback=computation.fallback,
             warnings=computation.warnings,
-            risk=risk_of(
-                asked.risk,
-                computation.distortion,
-                computation.moments_score,
-                computation.question,
-            ),
+            risk=self._risk(asked, computation),
         )
+
+        def finish(final: pb.Answer) -> None:
+            self._finish(asked, computation, job, final)
+
+        if not self._crops.keep(computation, answer, finish):
+            finish(answer)
+
+    def _finish(self, asked: Asked, computation: Computation, job: Job, answer: pb.Answer) -> None:
+        """Send the answer, the last event of its computation."""
         if answer.HasField("risk"):
             self._metrics.risk.observe(answer.risk)
         self._under_way.end(asked.id, computation, answer)
@@ -209,7 +231,8 @@ class Teller:
             session=job.session,
             frame=job.frame_number,
             point=job.point,
-            tokens=said.tokens,
+            tokens=answer.tokens,
+            fallback=answer.fallback,
             total_ms=round((time.monotonic_ns() - computation.received_ns) / 1e6, 3),
         )
         computation.emit(answer=answer)

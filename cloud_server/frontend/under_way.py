@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Coroutine
 from typing import Any
 
-from cloud_server.engine.jobs import Failed, Forget, Job, JobEvent
+from cloud_server.engine.jobs import Accepted, Failed, Forget, Job, JobEvent, TokenMade
 from cloud_server.engine.link import Sink
 from cloud_server.frontend.admission.admission import Admission, QueueBounds
 from cloud_server.frontend.admission.memory import Memory
@@ -128,12 +128,13 @@ class UnderWay:
         self.answers.begin(session, computation)
         self._idle.clear()
 
-    async def wait_for(self, job: Job, owner: Owner) -> JobEvent:
-        """Take a request that ends with one event, and wait for that.
+    async def wait_for(self, job: Job, owner: Owner, picture: bool = False) -> JobEvent:
+        """Take a request of the service itself, and wait for its last event.
 
         Args:
             job: the engine's job for it.
             owner: who asks.
+            picture: whether a picture has to be read for it.
 
         Raises:
             BridgeError: the engine refused it; or as `submit`.
@@ -142,11 +143,13 @@ class UnderWay:
         done: asyncio.Future[JobEvent | BridgeError] = asyncio.get_running_loop().create_future()
 
         def hear(said: JobEvent | BridgeError) -> None:
+            if isinstance(said, Accepted | TokenMade):
+                return
             if not done.done():  # the client may be gone
                 done.set_result(said)
 
         lane = Lane(*owner, job.session)
-        request = self._admission.submit(job, lane, hear, lambda: None)
+        request = self._admission.submit(job, lane, hear, lambda: None, picture)
         self._awaited += 1
         self._idle.clear()
         try:

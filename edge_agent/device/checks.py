@@ -202,8 +202,11 @@ class Checks:
         path = model_path(self.chosen)
         kind = "edge export" if is_export(path) else "checkpoint for torch"
         if self.running is not None:
-            runs, fallback = self.running["model_device"], self.running["device_fallback"]
-            because = "it runs on something slower than this machine has" if fallback else ""
+            held = self.running["model"]
+            if held is None:
+                yield Finding("model", YELLOW, f"{path}: {kind}, still loading", "wait")
+                return
+            runs, because = held["device"], held["fallback"]
         elif self.quick:
             yield Finding("model", GREEN, f"{path}: {kind}; not loaded (--quick)")
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import time
@@ -25,6 +26,7 @@ from edge_agent.metrics import Metrics
 from edge_agent.record import AnswerRecord
 from edge_agent.spool.lock import Lock
 from edge_agent.spool.spool_clock import boot_id
+from projector.models.running import Running
 from protos.errors import BridgeError, SpoolError
 from protos.process.console import ReaderGoneError
 from protos.process.logs import Logger
@@ -76,6 +78,7 @@ class Upkeep:
         self._phase, self._began, self._began_at = "loading", clock(), time.time()
         self._beaten = self._newest = self._withheld = 0.0
         self._stalled: Callable[[], str] = str
+        self._model: Running | None = None
         if state is not None:
             self._take(state, log_bytes)
 
@@ -92,6 +95,10 @@ class Upkeep:
             facts = {"version": installed_version(), "settings": self._settings}
             if last := self.reports.begin(facts, self._last_lines):
                 log.warning("ended_badly", kind=last["kind"], reports=str(self.reports.folder))
+
+    def loaded(self, running: Running) -> None:
+        """The model is loaded, and runs there."""
+        self._model = running
 
     def ready(self, stalled: Callable[[], str]) -> None:
         """The work begins.
@@ -176,6 +183,7 @@ class Upkeep:
             "uptime_s": now - self._began,
             "newest_scene_age_s": now - self._newest if self._newest else None,
             **status.figures(self.metrics),
+            "model": None if self._model is None else dataclasses.asdict(self._model),
             "power": {
                 "watts": readings.watts,
                 "celsius": readings.celsius,

@@ -58,6 +58,10 @@ class StoredRequest:
         """Whether it may wait for others to share its message: old frames fill one at once."""
         return True
 
+    @property
+    def picture(self) -> None:
+        """None: whoever kept the frame has given the picture to `Crops`, if it may leave."""
+
     def follow(self, base: Callable[[int], Base | None]) -> None:
         """Do nothing: its frame is made already."""
 

@@ -22,15 +22,16 @@ from edge_agent.metrics import Metrics
 from edge_agent.uplink import portals
 from edge_agent.uplink.call_errors import error_of
 from edge_agent.uplink.caller_bar import BARRING, CallerBar
+from edge_agent.uplink.crops import Crops
 from edge_agent.uplink.dial import Dial, explained, keepalive_of
 from edge_agent.uplink.encoder_store import EncoderStore
 from edge_agent.uplink.negotiate import feedback_decoder, negotiate
 from edge_agent.uplink.retry import Refused, RetryPolicy
 from edge_agent.uplink.servers import Servers, address_of
 from edge_agent.uplink.session import Session
-from edge_agent.uplink.stream import Stream
+from edge_agent.uplink.stream import Stream, open_events
 from projector.codec.feedback import FeedbackDecoder
-from protos.calls import ACCEPTED_WAIT_KEY, EVENTS_APART, SESSION_METADATA_KEY
+from protos.calls import ACCEPTED_WAIT_KEY, CROP_KEY, EVENTS_APART, SESSION_METADATA_KEY
 from protos.errors import (
     BridgeError,
     BundleVersionError,
@@ -81,6 +82,7 @@ class Connection:
         session: the session agreed last; None before, and once the server has forgotten it.
         on_session: called with every session that was agreed.
         stream: the stream opened last; None before.
+        crops: answers the service's wish for crops; None allows none.
         accepted_wait: the metadata `nb-accepted-wait` of its streams; empty: none.
     """
 
@@ -101,6 +103,7 @@ class Connection:
         self.session: Session | None = None
         self.stream: Stream | None = None
         self.accepted_wait = ""
+        self.crops: Crops | None = None
         self._layout = layout
         self._servers = Servers.of(dial)
         self._store = store
@@ -358,6 +361,8 @@ class Connection:
                 metadata += (EVENTS_APART,)
             if self.accepted_wait:
                 metadata += ((ACCEPTED_WAIT_KEY, self.accepted_wait),)
+            if self.crops is not None:
+                metadata += ((CROP_KEY, str(self.crops.most_bytes)),)
             call = bridge_pb2_grpc.BridgeStub(up).Infer(metadata=metadata)
             opened.pop_all()
             session.forget_advice()  # advice belongs to a stream, and that one is gone
@@ -476,6 +481,10 @@ class Connection:
             stream.end_all(EngineUnavailableError(f"damaged on the way: {event.refused.message}"))
             return
         waiting = stream.waiting.get(event.request_id)
+        if kind == "crop_wanted":
+            if self.crops is not None and waiting is not None and not waiting.future.done():
+                self.crops.wanted(stream, event)
+            return
         if waiting is None or waiting.future.done():
             if kind in ("answer", "refused"):
                 self._metrics.duplicates.inc()
@@ -498,23 +507,3 @@ def _explained(error: BridgeError, dial: Dial | None) -> BridgeError:
 
 def _typed(error: grpc.aio.AioRpcError, dial: Dial | None) -> BridgeError:
     return _explained(error_of(error), dial)
-
-
-async def open_events(channel: grpc.aio.Channel, session: Session, timeout_s: float) -> Any:
-    """Call Events, for an Infer call on another connection, and wait until the server is ready.
-
-    Raises:
-        grpc.aio.AioRpcError: the server refused.
-        OfflineError: it said nothing in time.
-    """
-    request = bridge_pb2.EventsRequest(session_id=session.session_id)
-    call = bridge_pb2_grpc.BridgeStub(channel).Events(request)
-    try:
-        await asyncio.wait_for(call.initial_metadata(), timeout_s)
-    except asyncio.TimeoutError as error:
-        call.cancel()
-        raise OfflineError(f"no word from the server within {timeout_s:g} s") from error
-    if call.done():
-        await call.read()  # raises the status it ended with
-        raise OfflineError("the server ended the call of events at once")
-    return call

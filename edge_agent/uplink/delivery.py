@@ -16,6 +16,7 @@ from typing import Any
 
 from edge_agent.metrics import Metrics
 from edge_agent.uplink.connection import Connection
+from edge_agent.uplink.crops import Crops
 from edge_agent.uplink.dial import Dial
 from edge_agent.uplink.encoder_store import EncoderStore
 from edge_agent.uplink.outcome import Outcome
@@ -86,12 +87,13 @@ class Uplink:
         linger_s: longest time that a frame waits for others to share its message, seconds.
         ack_wait_s: longest time that the acknowledgement of a frame without a question waits in the
             service for others, seconds.
+        crops: sends crops of pictures; None allows none.
 
     Attributes:
         connection: the session and the open stream.
         in_flight: most frames at once.
         held: frames that hold `credit` now.
-        controller, metrics, policy, clock: as given, or their defaults.
+        controller, metrics, policy, clock, crops: as given, or their defaults.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Uplink:
         keep: str = "",
         linger_s: float = 0.0,
         ack_wait_s: float = 0.0,
+        crops: Crops | None = None,
     ) -> None:
         self.metrics = metrics
         self.policy = policy or RetryPolicy()
@@ -119,6 +122,7 @@ class Uplink:
             layout, dial, store, metrics, log, self.policy, clock, self._wake, device, keep
         )
         self.in_flight = in_flight
+        self.crops = self.connection.crops = crops
         self._sleep = sleep
         self._closing = asyncio.Event()
         self._retries = Retries(self.policy, metrics, log, clock, self._pause)
@@ -243,6 +247,9 @@ class Uplink:
             error = failure.error if isinstance(failure, Refused) else failure
             final = sent.reached and not failure.retryable
             outcome = replace(outcome, error=error, session=self.connection.session, final=final)
+        cropped = 0
+        if self.crops is not None and outcome.final:
+            cropped = self.crops.end(sent.request_id)
         return replace(
             outcome,
             request_id=sent.request_id,
@@ -250,6 +257,7 @@ class Uplink:
             message_bytes=sent.message_bytes,
             uplink_ms=(self.clock() - sent.at) * 1000 if sent.attempts else 0.0,
             attempts=sent.attempts,
+            crop_bytes=cropped,
         )
 
     def refusal(
@@ -289,6 +297,8 @@ class Uplink:
             raise EngineUnavailableError(f"the stream broke before: {stream.broken}")
         letter = await self._post.send(stream, request, sent.attempts > 0)
         sent.sealed, sent.request_id = letter.sealed, letter.sealed.request_id
+        if self.crops is not None and request.question and request.picture is not None:
+            self.crops.hold(sent.request_id, request.picture)
         try:
             await _first(letter.left, letter.event)
             if not letter.left.done():  # the stream broke while it waited for others

@@ -50,6 +50,7 @@ class Outcome:
         returned: the state that was asked for; None for any other request.
         final: sending it again would not help: it was answered, or refused for good. Else the way
             to the server, or the time for it, ended the attempts.
+        crop_bytes: of the crop that the service asked for and got; 0 without one.
     """
 
     request_id: bytes
@@ -62,3 +63,4 @@ class Outcome:
     session: Session | None = None
     returned: Returned | None = None
     final: bool = True
+    crop_bytes: int = 0

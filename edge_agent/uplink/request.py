@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from PIL import Image
+
 from edge_agent.frame import Frame
 from edge_agent.frame_maker import FrameMaker
 from edge_agent.uplink.session import Base, Session
@@ -44,6 +46,10 @@ class Deliverable(Protocol):
     @property
     def can_wait(self) -> bool:
         """Whether it may wait for others to share its message, unless it is an alarm."""
+
+    @property
+    def picture(self) -> Image.Image | None:
+        """The picture that its frame was made from, masks painted over; None if it is not here."""
 
     def follow(self, base: Callable[[int], Base | None]) -> None:
         """Before `seal`: what a delta frame of a priority may change, if not an accepted frame."""
@@ -88,6 +94,11 @@ class Request:
     def can_wait(self) -> bool:
         """Whether it may wait for others to share its message, unless it is an alarm."""
         return True
+
+    @property
+    def picture(self) -> Image.Image | None:
+        """See `Deliverable.picture`."""
+        return self.maker.picture
 
     def follow(self, base: Callable[[int], Base | None]) -> None:
         """See `Deliverable.follow`."""

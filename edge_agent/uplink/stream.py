@@ -12,8 +12,8 @@ import grpc
 from edge_agent.uplink.call_errors import error_of, unhidden
 from edge_agent.uplink.dial import Dial
 from edge_agent.uplink.session import Session
-from protos.errors import BridgeError, EngineUnavailableError
-from protos.neuralbridge.v1 import bridge_pb2
+from protos.errors import BridgeError, EngineUnavailableError, OfflineError
+from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
 from protos.parcel import Course
 
 
@@ -156,3 +156,23 @@ class Stream:
         self.fail(self.broken)
         for channel in self.channels:
             await channel.close()
+
+
+async def open_events(channel: grpc.aio.Channel, session: Session, timeout_s: float) -> Any:
+    """Call Events, for an Infer call on another connection, and wait until the server is ready.
+
+    Raises:
+        grpc.aio.AioRpcError: the server refused.
+        OfflineError: it said nothing in time.
+    """
+    request = bridge_pb2.EventsRequest(session_id=session.session_id)
+    call = bridge_pb2_grpc.BridgeStub(channel).Events(request)
+    try:
+        await asyncio.wait_for(call.initial_metadata(), timeout_s)
+    except asyncio.TimeoutError as error:
+        call.cancel()
+        raise OfflineError(f"no word from the server within {timeout_s:g} s") from error
+    if call.done():
+        await call.read()  # raises the status it ended with
+        raise OfflineError("the server ended the call of events at once")
+    return call

@@ -102,7 +102,49 @@ class Received:
         return share / share.sum(dim=1, keepdim=True)
 
 
-_received: contextvars.ContextVar[Received | None] = contextvars.ContextVar(
+@dataclass
+class Looked:
+    """Notes, layer by layer, what the last token of each row attends to while questions are read.
+
+    Attributes:
+        start: column of the first token that counts.
+        tokens: how many count, N.
+        last: column of each row's last token, `[batch]`; columns after it are padding.
+        layers: layers measured.
+        sums: attention of the last token to each, summed over layers, mean over heads,
+            `[batch, N]`.
+    """
+
+    start: int
+    tokens: int
+    last: Tensor
+    layers: int = 0
+    sums: Tensor | None = None
+
+    def take(
+        self,
+        query: Tensor,
+        key: Tensor,
+        scaling: float,
+        softcap: float | None,
+        mask: Tensor | None = None,
+    ) -> None:
+        """Add one layer: queries `[B, heads, T, D]` of the last columns, keys of all of them."""
+        length = key.shape[2]
+        rows = torch.arange(len(query), device=query.device)
+        asking = query[rows, :, self.last - (length - query.shape[2])].float()
+        grouped = asking.unflatten(1, (key.shape[1], -1))  # [B, kv_heads, heads of each, D]
+        logits = grouped @ key.float().transpose(-1, -2) * scaling
+        if softcap:
+            logits = softcap * torch.tanh(logits / softcap)
+        padding = torch.arange(length, device=key.device) > self.last[:, None]
+        weights = logits.masked_fill(padding[:, None, None], float("-inf")).softmax(dim=-1)
+        seen = weights.mean(dim=(1, 2))[:, self.start : self.start + self.tokens]
+        self.sums = seen if self.sums is None else self.sums + seen
+        self.layers += 1
+
+
+_received: contextvars.ContextVar[Received | Looked | None] = contextvars.ContextVar(
     "received", default=None
 )
 
@@ -139,10 +181,10 @@ def measured_attention(implementation: str) -> str | None:
 
 
 @contextlib.contextmanager
-def measuring(received: Received | None) -> Iterator[Received | None]:
+def measuring(received: Received | Looked | None) -> Iterator[None]:
     """Within this context, fused attention reports its queries and keys to `received`."""
     token = _received.set(received)
     try:
-        yield received
+        yield
     finally:
         _received.reset(token)

@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 from benchmarks.link_bytes import Http2Frames
-from edge_agent.uplink.connection import open_events
 from edge_agent.uplink.dial import dial_insecure
+from edge_agent.uplink.stream import open_events
 from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from reference.demo.relay import Relay

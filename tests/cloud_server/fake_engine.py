@@ -14,6 +14,7 @@ every question about its frames, and whether devices' frames are refused.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -35,6 +36,7 @@ from cloud_server.engine.jobs import (
     Loaded,
     NotLoaded,
     Offer,
+    PartWanted,
     Status,
     TokenMade,
     failed,
@@ -88,7 +90,7 @@ class FakeEngine(Engine):
         info, plain = Bundle.peek(path), json.loads((path / "fake.json").read_text())
         self._bundles[info.digest] = plain
         return replace(
-            stage.offer(),
+            stage.offer(plain.get("risky", False)),
             bundle_digest=info.digest,
             bundle_version=str(info.version),
             canary=json.dumps(plain["canary"]).encode() if "canary" in plain else b"",
@@ -153,6 +155,13 @@ class FakeEngine(Engine):
         if self._bundles.get(job.bundle, {}).get("refuses") and "judge" not in job.session:
             self._emit(failed(job.id, NonFiniteError("it overflows")))
             return
+        if job.look:
+            self._emit(PartWanted(job.id, [0, 0, 500, 500], 0.75))
+            return
+        if job.box:
+            text = f"{len(job.body)} bytes of {job.box}"
+            self._emit(Answered(job.id, text, 1, 0.001, 0.001, 0.001))
+            return
         try:
             if job.has_frame:
                 self._numbers.claim(job.scene, job.request_id)
@@ -162,7 +171,8 @@ class FakeEngine(Engine):
         if job.hold:
             self._scenes.add(job.scene)
         self._numbers.end_step()
-        self._emit(Accepted(job.id, 0.001, 0.001, 0.001, 0.001))
+        score = 0.0 if self._bundles.get(job.bundle, {}).get("risky") else math.nan
+        self._emit(Accepted(job.id, 0.001, 0.001, 0.001, 0.001, moments_score=score))
         if job.question == "begin":
             self._emit(TokenMade(job.id, 0, "0 "))
         if job.question in ("hold", "begin"):

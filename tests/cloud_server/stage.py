@@ -26,6 +26,7 @@ from projector.bundle.canary import CanaryFrame, CanarySet
 from projector.bundle.describe import FORMAT, canonical_json
 from projector.bundle.files import FILES
 from projector.codec.encoder import Encoder
+from projector.codec.risk import RiskModel, feature_count
 from protos.calls import SESSION_METADATA_KEY
 from protos.distortion import Distortion
 from protos.entropy.tables import EntropyTables
@@ -387,9 +388,11 @@ def canary(*answers: str, seen: str = "0", question: str = "count 1") -> dict[st
 
 
 @functools.cache
-def offer() -> Offer:
-    """Of a bundle that no engine has."""
+def offer(risky: bool = False) -> Offer:
+    """Of a bundle that no engine has; `risky`: its guard finds every answer risky (0.88)."""
     made = encoder()
+    none = np.zeros(feature_count(made.rank), np.float32)
+    guard = RiskModel(none, none, 2.0, 0.1).to_bytes() if risky else b""
     return Offer(
         bundle_id="fake",
         bundle_version="1",
@@ -402,4 +405,5 @@ def offer() -> Offer:
         default_point="fp8",
         ladder=["uniform", "fp8"],
         encoder=made.to_bytes(),
+        service_risk=guard,
     )

@@ -51,3 +51,9 @@ def test_the_default_limits_are_the_contracts_and_settings_survive_the_way_to_th
     assert load({}, environ={}).limits == Limits()
     assert settings.limits == Limits(max_tokens=99)
     assert from_json(settings.model_dump_json()) == settings
+
+
+def test_a_limit_of_crops_needs_their_measured_gain(tmp_path: Path) -> None:
+    given = {"crop_limit": 0.3, "model": tmp_path, "bundles": [tmp_path]}
+    with pytest.raises(ConfigError, match="--crop-limit needs --crop-gain"):
+        load(given, environ={}).check_paths()

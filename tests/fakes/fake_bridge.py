@@ -13,7 +13,8 @@ from typing import Any
 import grpc
 
 from projector.codec.encoder import Encoder
-from protos.calls import ACCEPTED_WAIT_KEY, EVENTS_APART, SESSION_METADATA_KEY
+from protos.calls import ACCEPTED_WAIT_KEY, CROP_KEY, EVENTS_APART, SESSION_METADATA_KEY
+from protos.crop import MOST_CROP_BYTES, parse_crop
 from protos.digest import session_constants, verify
 from protos.errors import (
     BridgeError,
@@ -60,6 +61,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         remembers: answer a request that comes again from memory, as a service does.
         bundle: names the bundle that is served.
         retired: encoders of bundles that are loaded still, by digest.
+        crop: asked for with each question of a device that allows crops; the answer waits for it.
         host: address that it listens on.
         port: on that; 0 for a free one.
         options: gRPC's, besides the usual ones.
@@ -87,6 +89,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
     remembers: bool = False
     bundle: str = "bundle"
     retired: dict[str, Encoder] = field(default_factory=dict)
+    crop: pb.CropWanted | None = None
     host: str = "127.0.0.1"
     port: int = 0
     options: tuple[tuple[str, int], ...] = ()
@@ -97,6 +100,8 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         self.requests: list[tuple[bytes, bytes, int]] = []  # session, request id, frame number
         self.messages: dict[tuple[bytes, bytes], set[bytes]] = {}
         self.raw: list[bytes] = []
+        self.crops: dict[bytes, asyncio.Future[bytes]] = {}
+        self.allowed: list[str] = []
         self.computed: Counter[str] = Counter()
         self.asked: list[str] = []
         self.bundles: dict[bytes, str] = {}
@@ -203,6 +208,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         session_id = bytes(metadata[SESSION_METADATA_KEY])
         if session_id not in self.sessions:
             await self._abort(context, UnknownSessionError("no such session"))
+        self.allowed.append(str(metadata.get(CROP_KEY, "")))
         drop_after = self.drop_after.pop(0) if self.drop_after else None
         events: asyncio.Queue[pb.InferEvent | None] = asyncio.Queue()
         pending: set[asyncio.Task[None]] = set()
@@ -211,6 +217,11 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
             seen = 0
             course = Course()
             async for message in requests:
+                if message.HasField("crop"):
+                    raw = message.SerializeToString()
+                    id, file = parse_crop(raw, self.sessions[session_id], MOST_CROP_BYTES)
+                    self.crops[id].set_result(file)
+                    continue
                 seen += 1
                 if drop_after is not None and seen > drop_after:
                     break
@@ -343,6 +354,11 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         send(accepted=pb.Accepted(distortion=header.distortion.to_proto()))
         if not request.question:
             return
+        cropped = b""
+        if self.crop is not None and self.allowed[-1]:
+            came = self.crops[request_id] = asyncio.get_running_loop().create_future()
+            send(crop_wanted=self.crop)
+            cropped = await came
         if self.remembers and known is None:
             self.remembered[session_id, request_id] = raw
         if known is None:
@@ -358,6 +374,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
                     distortion=header.distortion.to_proto(),
                     warnings=self.warnings,
                     from_memory=known is not None,
+                    fallback="crop" if cropped else "",
                 )
             )
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from edge_agent.metrics import Metrics
 from edge_agent.prefill import Sight
+from edge_agent.uplink.crops import Crops
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.encoder_store import EncoderStore
 from edge_agent.uplink.retry import RetryPolicy
@@ -134,6 +135,7 @@ def fake_uplink(
     log: logs.Logger | None = None,
     linger_s: float = 0.0,
     connect_timeout_s: float = 10.0,
+    crops: Crops | None = None,
 ) -> Uplink:
     """An uplink of the fake model; its clock knows no time but that of the pauses."""
     sleep = sleep or FakeSleep()
@@ -155,6 +157,7 @@ def fake_uplink(
         clock=sleep.clock,
         sleep=sleep,
         linger_s=linger_s,
+        crops=crops,
     )
 
 

@@ -52,6 +52,7 @@ class Run:
     def __init__(
         self, items: list[Capture], tmp_path: Path, in_flight: int = 8, **kwargs: Any
     ) -> None:
+        self.crops = kwargs.pop("crops", None)
         bridge = {k: kwargs.pop(k) for k in list(kwargs) if k in FakeBridge.__dataclass_fields__}
         self.served = FakeBridge(make_encoder(), **bridge)
         self.source, self.model = Captures(items), FakeModel()
@@ -66,7 +67,9 @@ class Run:
     def __call__(self) -> Summary:
         async def run() -> Summary:
             await self.served.start()
-            uplink = fake_uplink(self.served.dial, self.tmp_path, in_flight=self.in_flight)
+            uplink = fake_uplink(
+                self.served.dial, self.tmp_path, in_flight=self.in_flight, crops=self.crops
+            )
             agent = Agent(
                 self.source,
                 self.model,

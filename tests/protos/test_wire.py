@@ -77,7 +77,11 @@ def fields_of(message: Any, defaults: bool = False) -> list[tuple[int, Any]]:
     return [
         (entry.number, getattr(message, entry.name))
         for entry in message.DESCRIPTOR.fields
-        if defaults or entry.message_type or getattr(message, entry.name)
+        if (
+            message.HasField(entry.name)
+            if entry.message_type
+            else defaults or getattr(message, entry.name)
+        )
     ]
 
 

@@ -23,12 +23,10 @@ from typing import Literal
 from msgspec.structs import replace
 
 from cloud_server.engine.jobs import (
+    LAST,
     Accepted,
-    Answered,
     Cancel,
-    Compressed,
     Dropped,
-    Failed,
     Job,
     JobEvent,
 )
@@ -363,7 +361,7 @@ class Admission:
         return not request.picture or self._pictures < most
 
     def _heard(self, request: Request, said: JobEvent | BridgeError) -> None:
-        ended = isinstance(said, BridgeError | Answered | Compressed | Failed | Dropped)
+        ended = isinstance(said, (BridgeError, *LAST))
         ended = ended or (isinstance(said, Accepted) and not request.job.question)
         if ended:
             if self._given.pop(request.job.id, None) is not None:

@@ -22,10 +22,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from cloud_server.engine.jobs import (
+    LAST,
     Accepted,
-    Answered,
     Cancel,
-    Compressed,
     Dropped,
     Failed,
     Forget,
@@ -258,7 +257,7 @@ class Dispatch:
         elif _ends(said, job):
             if given.alone:
                 self._quarantine.clear(job)
-            if isinstance(said, Failed) and job.has_frame:
+            if isinstance(said, Failed) and job.has_frame and job.hold:
                 self._where.pop(job.scene, None)
             self._end(given)
         given.sink(said)
@@ -354,7 +353,7 @@ class Dispatch:
 
 def _needs(job: Job) -> Name | None:
     """The scene that an engine must hold for a job."""
-    if not job.has_frame:
+    if not job.has_frame or job.box:
         return job.scene
     return (job.session, job.base) if job.base >= 0 else None
 
@@ -363,7 +362,7 @@ def _ends(said: JobEvent, job: Job) -> bool:
     """Whether it is a job's last event."""
     if isinstance(said, Accepted):
         return not job.question
-    return isinstance(said, Answered | Compressed | Failed | Dropped)
+    return isinstance(said, LAST)
 
 
 def _work_of(job: Job) -> float:

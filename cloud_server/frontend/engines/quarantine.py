@@ -161,7 +161,9 @@ class Quarantine:
 
 def digest_of(job: Job) -> bytes:
     """Digest of the bytes that the engine works on, without sender and ids."""
-    about = "" if job.has_frame else f"{job.session}/{job.frame_number}"
+    about = "" if job.has_frame and not job.box else f"{job.session}/{job.frame_number}"
+    if job.look:
+        about += "/look"
     plain = (job.bundle, job.point, job.question, job.base >= 0, job.differences, job.feedback)
     made = hashlib.sha256(json.dumps([*plain, about]).encode())
     for part in (job.kept, job.body):

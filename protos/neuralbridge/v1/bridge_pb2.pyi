@@ -95,20 +95,30 @@ class Chunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class InferRequest(_message.Message):
-    __slots__ = ("request_id", "frame", "question", "max_new_tokens", "priority", "parcel")
+    __slots__ = ("request_id", "frame", "question", "max_new_tokens", "priority", "parcel", "crop")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
     QUESTION_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     PARCEL_FIELD_NUMBER: _ClassVar[int]
+    CROP_FIELD_NUMBER: _ClassVar[int]
     request_id: bytes
     frame: Frame
     question: str
     max_new_tokens: int
     priority: int
     parcel: bytes
-    def __init__(self, request_id: _Optional[bytes] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., parcel: _Optional[bytes] = ...) -> None: ...
+    crop: Crop
+    def __init__(self, request_id: _Optional[bytes] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., question: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., parcel: _Optional[bytes] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ...) -> None: ...
+
+class Crop(_message.Message):
+    __slots__ = ("picture", "digest")
+    PICTURE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    picture: bytes
+    digest: bytes
+    def __init__(self, picture: _Optional[bytes] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("header", "payload", "digest")
@@ -127,7 +137,7 @@ class EventsRequest(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ...) -> None: ...
 
 class InferEvent(_message.Message):
-    __slots__ = ("request_id", "frame_number", "accepted", "token", "answer", "refused", "rate_advice", "events")
+    __slots__ = ("request_id", "frame_number", "accepted", "token", "answer", "refused", "rate_advice", "crop_wanted", "events")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     FRAME_NUMBER_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +145,7 @@ class InferEvent(_message.Message):
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     RATE_ADVICE_FIELD_NUMBER: _ClassVar[int]
+    CROP_WANTED_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     request_id: bytes
     frame_number: int
@@ -143,8 +154,9 @@ class InferEvent(_message.Message):
     answer: Answer
     refused: Refused
     rate_advice: RateAdvice
+    crop_wanted: CropWanted
     events: _containers.RepeatedCompositeFieldContainer[InferEvent]
-    def __init__(self, request_id: _Optional[bytes] = ..., frame_number: _Optional[int] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., rate_advice: _Optional[_Union[RateAdvice, _Mapping]] = ..., events: _Optional[_Iterable[_Union[InferEvent, _Mapping]]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[bytes] = ..., frame_number: _Optional[int] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., rate_advice: _Optional[_Union[RateAdvice, _Mapping]] = ..., crop_wanted: _Optional[_Union[CropWanted, _Mapping]] = ..., events: _Optional[_Iterable[_Union[InferEvent, _Mapping]]] = ...) -> None: ...
 
 class Accepted(_message.Message):
     __slots__ = ("distortion",)
@@ -159,6 +171,20 @@ class Token(_message.Message):
     text: str
     index: int
     def __init__(self, text: _Optional[str] = ..., index: _Optional[int] = ...) -> None: ...
+
+class CropWanted(_message.Message):
+    __slots__ = ("left", "top", "right", "bottom", "max_bytes")
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    RIGHT_FIELD_NUMBER: _ClassVar[int]
+    BOTTOM_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    left: int
+    top: int
+    right: int
+    bottom: int
+    max_bytes: int
+    def __init__(self, left: _Optional[int] = ..., top: _Optional[int] = ..., right: _Optional[int] = ..., bottom: _Optional[int] = ..., max_bytes: _Optional[int] = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("text", "tokens", "timings", "distortion", "from_memory", "fallback", "warnings", "risk")

@@ -13,12 +13,6 @@ from cloud_server.frontend.updates import Updates
 from cloud_server.metrics import Metrics
 from cloud_server.state import update_moves, update_offers, updates
 from cloud_server.state.stages import Stages
-from edge_agent.metrics import Metrics as EdgeMetrics
-from edge_agent.update import boot
-from edge_agent.update.boot import Slot, Slots
-from edge_agent.update.from_service import FromService
-from edge_agent.update.settings import UpdateSettings
-from edge_agent.update.waiting import install_waiting
 from projector.bundle.keys import SigningKey, TrustedKeys
 from projector.bundle.update import open_update
 from protos.errors import FrameMalformedError, MissingError, StateError
@@ -111,7 +105,7 @@ async def test_an_update_reaches_the_device_that_it_is_offered_to_in_parts(
             try:
                 await call.read()
             except Exception as error:
-                raise typed(error) from error
+                raise typed(error) from error  # type: ignore[arg-type]
 
         # It failed there: the offer halts, says so, and is offered to nobody any more.
         told = pb.CheckUpdateRequest()
@@ -131,49 +125,6 @@ async def test_an_update_reaches_the_device_that_it_is_offered_to_in_parts(
         with store.read() as session:
             (stands,) = update_offers.every(session, 0.0)
         assert stands.state == update_moves.HALTED
-
-
-@on_loop
-async def test_a_devices_own_code_fetches_installs_and_reports_it(
-    paths: dict[str, Any], tmp_path: Path
-) -> None:
-    """Both halves over TLS: from the offer to the stage's count of devices that keep it."""
-    async with secured(paths, tmp_path / "svc") as server:
-        enrolled = await server.enrol(server.premises.code())
-        await server.settled()
-        digest, store = put(server, tmp_path, 2), server.premises.store
-        slots, state = Slots(tmp_path / "slots"), tmp_path / "state"
-        (slots.root / "parts" / "first").mkdir(parents=True)
-        boot.adopt(slots, Slot("first", 1, "v1", "install", {"agent": "first"}))
-        keys = tmp_path / "keys.toml"
-        public = SigningKey.load(tmp_path / "2.pem").public
-        keys.write_text(f'[keys]\nmaker = "{public}"\n')
-        settings = UpdateSettings(
-            slots=slots.root, update_keys=keys, update_from_service=True, update_bytes_per_s=0
-        )
-        log: Any = structlog.testing.CapturingLogger()
-        agent = FromService(
-            settings, state, lambda: server.channel(enrolled), lambda: True, lambda: False,
-            EdgeMetrics(), log,
-        )  # fmt: skip
-        await agent.turn()
-        with store.write("test", quiet=True) as tx:
-            update_offers.offer(tx, "2", "acme", Stages((1.0,), soak_s=0.0))
-
-        def counts() -> dict[str, int]:
-            with store.read() as session:
-                return update_offers.every(session, 0.0)[0].counts
-
-        await agent.turn()
-        assert counts() == {"fetched": 1}
-        assert "in slot b, on trial" in install_waiting(settings, state)
-        await agent.turn()
-        assert counts() == {"trial": 1}
-        slot = slots.slot("b")
-        assert slot is not None and slot.source == digest
-        boot.judge(slots, {"id": slot.id, "frames": boot.HEALTHY_FRAMES}, "this boot", 1.0)
-        await agent.turn()
-        assert counts() == {"kept": 1} and not log.calls[1:], log.calls
 
 
 @on_loop
