@@ -105,6 +105,7 @@ def certified(
     tenant: str,
     device: str,
     life_s: float = 30 * DAY_S,
+    late_s: float = 0.0,
 ) -> Credential:
     """Give a registered device a key and a recorded certificate.
 
@@ -114,9 +115,10 @@ def certified(
         tenant: the device's tenant, by name.
         device: the device, by name.
         life_s: how long the certificate is valid.
+        late_s: how long after that it may still be renewed.
     """
     key = fresh_key()
     now_s = time.time()
-    issued = authority.sign_device(request_of(key), tenant, device, now_s, life_s)
+    issued = authority.sign_device(request_of(key), tenant, device, now_s, life_s, late_s)
     certificates.record(tx, tenant, device, issued.serial, issued.fingerprint, issued.not_after_s)
     return Credential(tenant, device, issued.serial, key_pem(key), issued.chain_pem)
