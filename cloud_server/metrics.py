@@ -23,8 +23,12 @@ OVERLOADS = (
     "pictures",
     "negotiations",
     "enrolments",
+    "attend",
+    "reports",
+    "orders",
 )
 ENROLMENTS = ("enrolled", "renewed", "refused")
+REPORTS = ("crash", "log", "done", "refused")
 LEFT = ("cancelled", "deadline", "lost", "never_back", "stopped")
 _SECONDS = (
     0.0002,
@@ -174,6 +178,17 @@ class Metrics(MetricSet):
             "digest",
         )
         self.update_bytes = self.counter("update_bytes_total", "Bytes of updates sent to devices")
+        self.attending = self.gauge("attending", "Devices that take orders at this front end")
+        self.orders_sent = self.counter(
+            "orders_sent_total", "Orders that went down to devices, by kind", "kind"
+        )
+        self.reports = self.counter(
+            "device_reports_total",
+            "Reports of devices: crash, log, and orders that were done or refused",
+            "kind",
+        )
+        for kind in REPORTS:
+            self.reports.labels(kind)
         self.log_lines_dropped = self.counter(
             "log_lines_dropped_total",
             "Log lines that standard error did not take, by process: frontend or engine",

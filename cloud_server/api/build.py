@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fastapi import APIRouter
 
 from cloud_server.api import health
-from cloud_server.api.admin import audit, bundles, devices, keys, quotas, tenants
+from cloud_server.api.admin import audit, bundles, care, devices, keys, quotas, tenants
 from cloud_server.api.admin.management import Management
 from cloud_server.api.application import application
 from cloud_server.api.bodies import Bodies
@@ -100,6 +100,7 @@ def _management(access: Access) -> list[APIRouter]:
     return [
         tenants.router(management),
         devices.router(management, lambda: tls.authority.root_der),
+        care.router(management),
         keys.router(management),
         quotas.router(management),
         bundles.router(management),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cloud_server.commands import device_orders
 from cloud_server.commands.database import (
     actor,
     add_group,
@@ -21,12 +22,14 @@ from cloud_server.commands.database import (
 from cloud_server.commands.output import as_json, facts, minute, moment, say, table, told
 
 if TYPE_CHECKING:
+    from cloud_server.state.device_reports import DeviceStanding
+    from cloud_server.state.device_settings import WantedSettings
     from cloud_server.state.directory import Certificate, Device
 
 
 def add(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the command."""
-    verbs = add_group(commands, "devices", "add, list, show, disable, enable and remove devices")
+    verbs = add_group(commands, "devices", "add, list, show, look after and remove devices")
     for name, text, run in (
         ("add", "add a device and print its one-time code for enrolment", _add),
         ("code", "print a new one-time code; earlier codes become invalid", _code),
@@ -50,6 +53,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
                 metavar="DIGITS",
                 help="only the certificate whose serial number begins so (devices show NAME)",
             )
+    device_orders.add(verbs)
 
 
 def _add(given: argparse.Namespace) -> int:
@@ -134,12 +138,14 @@ def _list(given: argparse.Namespace) -> int:
 
 
 def _show(given: argparse.Namespace) -> int:
-    from cloud_server.state import certificates, devices
+    from cloud_server.state import certificates, device_reports, device_settings, devices
 
     with reading(given) as session:
         tenant = tenant_of(given, session)
         device = devices.show(session, tenant, given.name)
         held = certificates.of(session, tenant, given.name)
+        stands = device_reports.standing(session, tenant, given.name)
+        wanted = device_settings.show(session, tenant, given.name)
     last = held[0] if held else None
     if given.json:
         as_json(
@@ -147,6 +153,8 @@ def _show(given: argparse.Namespace) -> int:
                 **vars(device),
                 **_standing(device, last),
                 "certificates": [vars(one) for one in held],
+                "standing": None if stands is None else vars(stands),
+                "settings": vars(wanted),
             }
         )
         return 0
@@ -159,9 +167,37 @@ def _show(given: argparse.Namespace) -> int:
             "last renewal": moment(last.issued_s if last else None),
         }
     )
+    if stands is not None:
+        say("")
+        _standing_of(stands, wanted)
     say("")
     _certificates(held)
     return 0
+
+
+def _standing_of(stands: DeviceStanding, wanted: WantedSettings) -> None:
+    """What a device said of itself when it last began to take orders."""
+    runs = [" ".join(filter(None, (one["kind"], one["name"], one["version"]))) for one in
+            stands.running]  # fmt: skip
+    settings = f"revision {stands.revision} of {wanted.revision}" if wanted.revision else None
+    facts(
+        {
+            "takes orders": f"since {moment(stands.attended_s)}"
+            if stands.left_s is None
+            else f"until {moment(stands.left_s)}",
+            "agent": stands.agent_version or None,
+            "runs": ", ".join(runs) or None,
+            "settings from here": settings,
+        }
+    )
+    if stands.refused:
+        say("")
+        table(
+            ("setting not taken", "code"),
+            [(one["name"], one["code"], one["message"]) for one in stands.refused],
+            "",
+            below=True,
+        )
 
 
 def _certificates(held: Sequence[Certificate]) -> None:

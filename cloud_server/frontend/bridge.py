@@ -1,8 +1,8 @@
 """The gRPC service `neuralbridge.v1.Bridge`: which module answers which call.
 
-`negotiate`, `receive`, `ask`, `feedback` and `updates` take calls; `under_way` gives requests to
-the engine, `tell` passes its events on, `refuse` sends errors. Nothing here touches a tensor
-library.
+`negotiate`, `receive`, `ask`, `feedback`, `updates` and `attend/` take calls; `under_way` gives
+requests to the engine, `tell` passes its events on, `refuse` sends errors. Nothing here touches a
+tensor library.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from cloud_server.frontend.admission.memory import Memory
 from cloud_server.frontend.admission.openings import Openings
 from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.frontend.ask import Asker
+from cloud_server.frontend.attend.attendance import Attendance
+from cloud_server.frontend.attend.report import ReportTaker
 from cloud_server.frontend.crops import Crops
 from cloud_server.frontend.engines.dispatch import Dispatch
 from cloud_server.frontend.feedback import FeedbackSender
@@ -32,6 +34,7 @@ from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.tell import Teller
 from cloud_server.frontend.under_way import UnderWay
 from cloud_server.frontend.updates import Updates
+from cloud_server.frontend.versions.plans import front_end_name
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.throttle import Throttle
@@ -70,7 +73,7 @@ class Bridge:
         self._metrics, self._log, self._drain_s = metrics, log, settings.drain_s
         self.quotas = quotas = Quotas(access.quota_of)
         gate, memory = Gate(access.identities), Memory(metrics)
-        self._watching: asyncio.Task[None] | None = None
+        self._beside: list[asyncio.Task[None]] = []
         self._few = few = Throttle(settings.log_burst, self._more, settings.log_interval_s)
         self.under_way = under_way = UnderWay(settings, dispatch, metrics, access.quota_of, memory)
         self._sessions = sessions = Sessions(
@@ -116,6 +119,10 @@ class Bridge:
         self._feedback = FeedbackSender(
             limits, sessions, under_way, metrics, refusals, log, gate, quotas
         )
+        self._attendance = Attendance(
+            access.store, access.live, gate, metrics, refusals, log, few, front_end_name()
+        )
+        self._reports = ReportTaker(access.store, access.live, gate, quotas, metrics, refusals, log)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The RPCs, for `grpc.aio.Server.add_generic_rpc_handlers`.
@@ -147,6 +154,12 @@ class Bridge:
             "FetchUpdate": grpc.unary_stream_rpc_method_handler(
                 self._updates.fetch, response_serializer=pb.Chunk.SerializeToString
             ),
+            "Attend": grpc.unary_stream_rpc_method_handler(
+                self._attendance.attend, response_serializer=pb.Order.SerializeToString
+            ),
+            "Report": grpc.unary_unary_rpc_method_handler(
+                self._reports.report, response_serializer=pb.ReportResponse.SerializeToString
+            ),
             "Shadow": grpc.stream_unary_rpc_method_handler(
                 _shadow, response_serializer=pb.ShadowResponse.SerializeToString
             ),
@@ -159,7 +172,10 @@ class Bridge:
         """See `Part`: begin to send requests to the engine."""
         self.under_way.start()
         self._updates.start()
-        self._watching = asyncio.create_task(self._outboxes.watch())
+        self._beside = [
+            asyncio.create_task(self._outboxes.watch()),
+            asyncio.create_task(self._attendance.run()),
+        ]
 
     def engine_up(self, offers: list[Offer]) -> None:
         """A (re)started engine takes jobs."""
@@ -189,6 +205,7 @@ class Bridge:
         """See `Part`."""
         self._log.info("draining", under_way=self.under_way.depth)
         self._negotiator.leaving = True
+        self._attendance.leave()
         leave = asyncio.gather(self.under_way.drain(), self._receiver.leave())
         try:
             await asyncio.wait_for(leave, self._drain_s)
@@ -197,8 +214,8 @@ class Bridge:
 
     async def close(self) -> None:
         """See `Part`: send the engine nothing more, and log what was only counted so far."""
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in self._beside:
+            task.cancel()
         await self._updates.close()
         await self.under_way.stop()
         self._few.flush()

@@ -6,8 +6,8 @@
     {"end": lines before this one}
 
 It does not depend on the kind of database: a backup of SQLite restores into PostgreSQL. It leaves
-out one-time codes, which are valid for an hour, answers of idempotency keys, and reports of front
-ends.
+out one-time codes, which are valid for an hour, answers of idempotency keys, reports of front ends
+and of devices, and orders for devices, which a restore would give again.
 """
 
 from __future__ import annotations
@@ -27,12 +27,34 @@ from cloud_server.settings import SETTINGS_FILE
 from cloud_server.state import connect, migrate
 from cloud_server.state.reapply import PORTION
 from cloud_server.state.store import Store
-from cloud_server.state.tables import Base, BundleReport, ChangeRow, CodeRow, IdempotencyRow
+from cloud_server.state.tables import (
+    Base,
+    BundleReport,
+    ChangeRow,
+    CodeRow,
+    DeviceReportRow,
+    DeviceStandingRow,
+    IdempotencyRow,
+    OrderChangeRow,
+    OrderRow,
+)
 from protos.errors import BackupError, ConfigError
 
 Holds = Literal["state", "authority"]
 FORMAT = "neural-bridge-backup"
-LEFT_OUT = {table.__tablename__ for table in (ChangeRow, CodeRow, IdempotencyRow, BundleReport)}
+LEFT_OUT = {
+    table.__tablename__
+    for table in (
+        ChangeRow,
+        CodeRow,
+        IdempotencyRow,
+        BundleReport,
+        OrderRow,
+        OrderChangeRow,
+        DeviceReportRow,
+        DeviceStandingRow,
+    )
+}
 PUBLIC_FILES = (SETTINGS_FILE, f"{AUTHORITY}/roots.pem")
 """Files that a backup of the state holds; none has a private key."""
 _LONGEST_LINE = 64 << 20

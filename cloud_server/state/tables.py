@@ -266,3 +266,75 @@ class SoftwareRow(Base):
     takes: Mapped[bool]
     takes_older: Mapped[bool]
     seen_s: Mapped[float] = mapped_column(Double)
+
+
+class OrderRow(Base):
+    """An order for a device: `body` is the message that it is sent, `shown` the same for people."""
+
+    __tablename__ = "orders"
+    __table_args__ = (Index("ix_orders_device_id", "device_id", "ended_s"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    device_id: Mapped[str] = mapped_column(ForeignKey("devices.id", ondelete="CASCADE"))
+    kind: Mapped[str] = mapped_column(String(16))
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+    shown: Mapped[str] = mapped_column(Text)
+    given_s: Mapped[float] = mapped_column(Double)
+    given_by: Mapped[str] = mapped_column(Text)
+    expires_s: Mapped[float] = mapped_column(Double)
+    sent_s: Mapped[float | None] = mapped_column(Double)
+    ended_s: Mapped[float | None] = mapped_column(Double)
+    outcome: Mapped[str] = mapped_column(String(16))
+    cause: Mapped[str] = mapped_column(Text)
+
+
+class OrderChangeRow(Base):
+    """One row; a restore may remove it. Its token is replaced by each order that is given."""
+
+    __tablename__ = "order_changes"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    token: Mapped[str] = mapped_column(String(32))
+
+
+class DeviceReportRow(Base):
+    """A report of a device: a crash, or a piece of its log; `body` as it came."""
+
+    __tablename__ = "device_reports"
+    device_id: Mapped[str] = mapped_column(
+        ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True
+    )
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    order_id: Mapped[str] = mapped_column(String(32))
+    received_s: Mapped[float] = mapped_column(Double)
+    size: Mapped[int] = mapped_column(_NUMBER)
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class DeviceSettingsRow(Base):
+    """The settings that a device is to have from the service; `settings` is JSON."""
+
+    __tablename__ = "device_settings"
+    device_id: Mapped[str] = mapped_column(
+        ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True
+    )
+    revision: Mapped[int] = mapped_column(_NUMBER)
+    settings: Mapped[str] = mapped_column(Text)
+    changed_s: Mapped[float] = mapped_column(Double)
+    changed_by: Mapped[str] = mapped_column(Text)
+
+
+class DeviceStandingRow(Base):
+    """What a device said of itself when it last began to take orders; `running` etc. are JSON."""
+
+    __tablename__ = "device_standings"
+    device_id: Mapped[str] = mapped_column(
+        ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True
+    )
+    attended_s: Mapped[float] = mapped_column(Double)
+    left_s: Mapped[float | None] = mapped_column(Double)
+    front_end: Mapped[str] = mapped_column(String(128))
+    agent_version: Mapped[str] = mapped_column(Text)
+    running: Mapped[str] = mapped_column(Text)
+    revision: Mapped[int] = mapped_column(_NUMBER)
+    tried: Mapped[int] = mapped_column(_NUMBER)
+    refused: Mapped[str] = mapped_column(Text)

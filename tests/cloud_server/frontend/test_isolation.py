@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 from cloud_server.frontend.sessions import Sessions
 from cloud_server.identity.caller import Caller
+from cloud_server.state import device_reports, orders
 from protos.calls import EVENTS_APART, SESSION_METADATA_KEY
 from protos.errors import MissingKeyFrameError, UnknownSessionError
 from protos.header import Header
@@ -39,6 +42,7 @@ class Place:
     device: str
     edge: Edge
     request: pb.InferRequest
+    order: bytes
 
     @property
     def request_id(self) -> bytes:
@@ -139,6 +143,22 @@ def feedback(who: Who, place: Place, id: bytes) -> Any:
     return who.stub.Feedback(request, metadata=who.metadata, timeout=60)
 
 
+def report(who: Who, place: Place, id: bytes) -> Any:
+    """How an order of that device ended; of any other caller, and of no order, the same error."""
+    order = place.order if id == place.edge.session.session_id else id
+    body = pb.ReportBody(outcome=pb.Outcome(order_id=order, done="x")).SerializeToString()
+    request = pb.ReportRequest(id=hashlib.sha256(body).digest(), body=body)
+    return who.stub.Report(request, metadata=who.metadata, timeout=60)
+
+
+def log_piece(who: Who, place: Place, id: bytes) -> Any:
+    order = place.order if id == place.edge.session.session_id else id
+    piece = pb.LogPiece(order_id=order, lines=zlib.compress(b"{}"))
+    body = pb.ReportBody(log=piece).SerializeToString()
+    request = pb.ReportRequest(id=hashlib.sha256(body).digest(), body=body)
+    return who.stub.Report(request, metadata=who.metadata, timeout=60)
+
+
 CALLS: tuple[Callable[[Who, Place, bytes], Any], ...] = (
     fetch,
     infer,
@@ -147,7 +167,16 @@ CALLS: tuple[Callable[[Who, Place, bytes], Any], ...] = (
     events,
     ask,
     feedback,
+    report,
+    log_piece,
 )
+
+
+def ordered(server: Secured, tenant: str, name: str) -> bytes:
+    """Order a device to send its log; returns the order's id."""
+    asked = pb.Order(send_logs=pb.SendLogs())
+    with server.premises.store.write("test", quiet=True) as tx:
+        return bytes.fromhex(orders.give(tx, tenant, name, asked).id)
 
 
 async def town(server: Secured) -> tuple[list[Who], list[Place]]:
@@ -162,7 +191,7 @@ async def town(server: Secured) -> tuple[list[Who], list[Place]]:
             await call.write(request)
             await call.done_writing()
             assert [event async for event in call][-1].answer.text == "0 1"
-            places.append(Place(tenant, name, edge, request))
+            places.append(Place(tenant, name, edge, request, ordered(server, tenant, name)))
             callers.append(Who(tenant, name, edge.channel))
         rights: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "all": ({}, ("gate-3", "gate-4")),
@@ -188,6 +217,7 @@ async def test_no_call_shows_a_caller_anothers_data(paths: dict[str, Any], tmp_p
             who, call = random.choice(callers), random.choice(CALLS)
             own = [place for place in places if who.may_ask(place)]
             place = random.choice(own if own and random.random() < 0.4 else places)
+            unknown = "705" if call in (report, log_piece) else "303"
             said = await heard(call(who, place, place.edge.session.session_id))
             nothing = await heard(call(who, place, secrets.token_bytes(16)))
             told = f"{who.tenant}/{who.name} {call.__name__} of {place.tenant}/{place.device}"
@@ -196,11 +226,28 @@ async def test_no_call_shows_a_caller_anothers_data(paths: dict[str, Any], tmp_p
             elif who.is_key and who.name == "none":
                 assert said == nothing and said[2] == "702", told
             elif who.may_ask(place):
-                assert said != nothing and nothing[2] == "303", told
+                assert said != nothing and nothing[2] == unknown, told
                 reached.add((who.is_key, call.__name__))
             else:
-                assert said == nothing and said[2] == "303", told
+                assert said == nothing and said[2] == unknown, told
         assert reached == {(True, "ask")} | {(False, call.__name__) for call in CALLS}
+        given = {
+            (one.tenant, one.device): ordered(server, one.tenant, one.device) for one in places
+        }
+        with server.premises.store.read() as session:
+            for one in places:
+                kept = device_reports.of(session, one.tenant, one.device)
+                assert {report.order for report in kept} <= {one.order.hex()}
+        for who in callers:
+            if not who.is_key:
+                done = [
+                    one.order
+                    for one in places
+                    if (one.tenant, one.device) == (who.tenant, who.name)
+                ]
+                call = who.stub.Attend(pb.AttendRequest(carried_out=done), timeout=60)
+                assert (await call.read()).id == given[who.tenant, who.name]
+                call.cancel()
 
 
 @on_loop

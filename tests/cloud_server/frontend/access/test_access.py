@@ -47,6 +47,8 @@ CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "CheckUpdate": lambda stub, sent: stub.CheckUpdate(pb.CheckUpdateRequest(), metadata=sent),
     "FetchUpdate": lambda stub, sent: stub.FetchUpdate(pb.FetchUpdateRequest(), metadata=sent),
     "Renew": lambda stub, sent: stub.Renew(pb.RenewRequest(), metadata=sent),
+    "Attend": lambda stub, sent: stub.Attend(pb.AttendRequest(), metadata=sent),
+    "Report": lambda stub, sent: stub.Report(pb.ReportRequest(), metadata=sent),
 }
 """A call of every RPC but Enrol, by a stub and with metadata."""
 

@@ -1,0 +1,1 @@
+"""Looking after devices: orders down, reports up."""
