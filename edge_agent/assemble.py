@@ -33,6 +33,8 @@ from edge_agent.plan import Plan
 from edge_agent.prefill import load, use_threads
 from edge_agent.progress import Progress
 from edge_agent.record import AnswerRecord
+from edge_agent.remote.kept import RemoteSettings
+from edge_agent.remote.look_after import look_after
 from edge_agent.settings import Settings
 from edge_agent.sight import EdgeModel
 from edge_agent.sources import Source, endless
@@ -81,6 +83,7 @@ def run_agent(
     done: Answered,
     kept: Kept | None = None,
     again: Callable[[], Settings] | None = None,
+    remote: RemoteSettings | None = None,
 ) -> int:
     """Run an agent over a source.
 
@@ -92,6 +95,7 @@ def run_agent(
         kept: where frames wait on the disk; None: they wait in memory.
         again: reads the settings again, for a run that stays: its log and crash reports are kept in
             the state directory, and it can be asked how it is. None for one question.
+        remote: the service's settings, for a run that takes the service's orders.
 
     Returns:
         0, or the exit code of the first error that left a question without an answer.
@@ -150,6 +154,7 @@ def run_agent(
                 kept,
                 upkeep,
                 again,
+                remote,
             )
         )
         log.info(
@@ -184,6 +189,7 @@ async def _drive(
     kept: Kept | None,
     upkeep: Upkeep,
     again: Callable[[], Settings] | None,
+    remote: RemoteSettings | None,
 ) -> Summary:
     controller = _controller(chosen, metrics, log)
     restraint = Restraint(
@@ -292,10 +298,14 @@ async def _drive(
             outgoing=outgoing,
             now=now,
         )
-        _stop_on_signals(agent, log, upkeep.stopping, None if outgoing is not None else uplink)
+        attendance = None
         if again is not None:
             reload = Reload(chosen, again, agent, upkeep.notify, log)
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.read)
+            if remote is not None:
+                attendance = look_after(remote, agent, reload, upkeep, metrics, log)
+        in_memory = None if outgoing is not None else uplink
+        _stop_on_signals(agent, log, upkeep.stopping, in_memory, remote)
         upkeep.ready(source.broken if isinstance(source, Turns) else str)
         async with AsyncExitStack() as beside:
             await beside.enter_async_context(_beside("upkeep", upkeep.beat(), log))
@@ -305,6 +315,8 @@ async def _drive(
             if updates is not None:
                 upkeep.updating = lambda: updates.shown
                 await beside.enter_async_context(_beside("updates", updates.run(), log))
+            if attendance is not None:
+                await beside.enter_async_context(_beside("attendance", attendance.run(), log))
             summary = await agent.run()
         if renewal is not None and uplink.connection.session is not None:
             await renewal.turn()  # a short run may end before `renewal.run` looks
@@ -432,7 +444,11 @@ def _controller(chosen: Settings, metrics: Metrics, log: logs.Logger) -> PointCo
 
 
 def _stop_on_signals(
-    agent: Agent, log: logs.Logger, on_stop: Callable[[], None], in_memory: Uplink | None
+    agent: Agent,
+    log: logs.Logger,
+    on_stop: Callable[[], None],
+    in_memory: Uplink | None,
+    remote: RemoteSettings | None,
 ) -> None:
     """The first SIGINT or SIGTERM ends the run within `stop_limit`; the second ends it now.
 
@@ -451,6 +467,8 @@ def _stop_on_signals(
         if in_memory is not None:
             loop.call_later(_GRACE_S, close, in_memory)
         on_stop()
+        if remote is not None:
+            remote.wants_restart = False
         agent.stop()
         for each in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(each)

@@ -34,6 +34,8 @@ from edge_agent.output import Answered, RecordWriter, answered
 from edge_agent.picture import PICTURE
 from edge_agent.plan import AUTO
 from edge_agent.record import AnswerRecord
+from edge_agent.remote.kept import RemoteSettings
+from edge_agent.remote.restart import exec_again, supervised
 from edge_agent.settings import Settings
 from edge_agent.sources import Capture, Source, open_source
 from edge_agent.sources.folder import Folder, read_text
@@ -46,6 +48,7 @@ from protos.errors import CertificateError, ConfigError, PictureError, SourceErr
 from protos.identity import OneTimeCode
 from protos.process import console
 from protos.process import settings as configuration
+from protos.process.console import ReaderGoneError
 
 _OF_A_RUN = (
     "source",
@@ -102,21 +105,47 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    chosen = _settings(args)
+    chosen = _patient(_settings(args))
     if args.check_config:
         return _check(chosen)
+    directory = state_directory(chosen)
+    if directory is None:
+        return _run_once(chosen, lambda: _patient(_settings(args)), None)
+    remote = RemoteSettings(directory, lambda: _patient(_settings(args)))
+    remote.start()
+    try:
+        code = _run_once(remote.read(), remote.read, remote)
+    except asyncio.CancelledError:
+        if not remote.wants_restart:
+            raise
+        code = 0  # requests in flight did not end in time
+    except ReaderGoneError:
+        raise
+    except Exception as error:
+        if remote.trial is None:
+            raise
+        remote.back(str(error) or type(error).__name__)
+        if supervised():
+            raise
+        console.say(f"edge-agent: the service's settings do not work: {error}")
+        remote.wants_restart, code = True, 1
+    if remote.wants_restart and not supervised():
+        exec_again()
+    return code
+
+
+def _run_once(
+    chosen: Settings, again: Callable[[], Settings], remote: RemoteSettings | None
+) -> int:
     _require_source(chosen)
     state = state_directory(chosen)
     source = open_sources(chosen, open_source, None if state is None else state / "watched")
-    chosen = _patient(chosen)
     done = answered(chosen.output) if chosen.resume else Answered()
     folder = spool_folder(chosen, source, state)
     writer = RecordWriter(chosen.output)
     try:
         kept = None if folder is None else Kept(folder, writer)
-        return run_agent(
-            chosen, source, writer.write, done, kept, lambda: _patient(_settings(args))
-        )
+        return run_agent(chosen, source, writer.write, done, kept, again, remote)
     finally:
         writer.close()
 
@@ -452,7 +481,7 @@ def _add_settings(
         parser,
         Settings,
         only=only,
-        leave_out=leave_out,
+        leave_out=(*leave_out, "remote"),
         aliases={"questions": "--question"},
         metavars={"point": f"{AUTO}|raw_kv_fp8|{PICTURE}|NAME"},
     )

@@ -204,6 +204,16 @@ class Metrics(MetricSet):
             "restraint_level", "How far captures and points are held back, 0 to 5", "cause"
         )
         self.queue_depth = self.gauge("queue_depth", "Frames kept until their terminal event")
+        self.attended = self.gauge("attended", "1 while the service can give this device orders")
+        self.orders = self.counter(
+            "orders_total", "Orders of the service that ended, done or refused", "kind", "how"
+        )
+        self.reports_sent = self.counter(
+            "reports_sent_total", "Reports that the service took: crash, outcome", "kind"
+        )
+        self.remote_revision = self.gauge(
+            "remote_settings_revision", "Revision of the service's settings in force; 0: none"
+        )
         self.connected = self.gauge("connected", "1 while a stream to the server is open")
         self.gauge("resident_memory_bytes", "Memory of this process that is in RAM").set_function(
             resident_bytes

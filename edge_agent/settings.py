@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from edge_agent.remote.rules import RemoteRules
 from edge_agent.sources.address import shown
 from edge_agent.update.settings import UpdateSettings
 from projector.models import pictures
@@ -406,6 +407,11 @@ class Settings(UpdateSettings):
     )
     log_level: LogLevel = Field(
         "info", description="least severe event that is logged (JSON lines on standard error)"
+    )
+
+    remote: RemoteRules = Field(
+        RemoteRules(),
+        description="what the service may do with this device: section [remote] of the file",
     )
 
     def without_secrets(self) -> dict[str, Any]:

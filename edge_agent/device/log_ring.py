@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 from collections import deque
+from datetime import datetime
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
 
@@ -89,6 +90,40 @@ def newest(folder: Path) -> list[str]:
         if len(found) >= _TAIL_LINES:
             break
     return bounded(found)
+
+
+def tail(folder: Path, lines: int, since_s: float, most_bytes: int) -> list[str]:
+    """The newest lines on the disk.
+
+    Args:
+        folder: of the files.
+        lines: at most so many.
+        since_s: only lines from then on, seconds since 1970.
+        most_bytes: of all of them.
+    """
+    found: deque[str] = deque()
+    for name in (NAME, *(f"{NAME}.{number}" for number in range(1, _FILES))):
+        text: list[str] = []
+        with contextlib.suppress(OSError), (folder / name).open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - most_bytes))
+            text = file.read(most_bytes).decode(errors="replace").splitlines()
+            if size > most_bytes:
+                del text[:1]  # its beginning was cut off
+        for line in reversed(text):
+            most_bytes -= len(line.encode(errors="replace")) + 1
+            if len(found) >= lines or most_bytes < 0 or _made_s(line) < since_s:
+                return list(found)
+            found.appendleft(line)
+    return list(found)
+
+
+def _made_s(line: str) -> float:
+    """When a line was logged, seconds since 1970; infinite if it does not say."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        told = str(json.loads(line)["timestamp"]).replace("Z", "+00:00")
+        return datetime.fromisoformat(told).timestamp()
+    return float("inf")
 
 
 def bounded(lines: list[str]) -> list[str]:

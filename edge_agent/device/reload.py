@@ -61,14 +61,18 @@ class Reload:
         self.log.info("reloading")
         self.notify.reloading()
         try:
-            fresh = self.again()
-            self._take(fresh)
+            self.take(self.again())
         except BridgeError as error:
             self.log.error("settings not taken over", cause=error.message)
         finally:
             self.notify.ready()
 
-    def _take(self, fresh: Settings) -> None:
+    def take(self, fresh: Settings) -> None:
+        """Take over what can change; the log names the rest.
+
+        Raises:
+            BridgeError: a mask or a trigger cannot be used; nothing was changed.
+        """
         differ = {
             name
             for name in Settings.model_fields

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 import grpc
 
@@ -20,6 +21,8 @@ from protos.refusals import error_in
 _ABOVE_CAP = re.compile(r"larger than max \(\d+ vs\. (\d+)\)")
 """gRPC's own words (C++ and Go) when it ends a call because of a message above its cap."""
 _LOOKS, _LOOK_S = 20, 0.01
+
+Reply = TypeVar("Reply")
 
 
 def error_of(error: grpc.aio.AioRpcError) -> BridgeError:
@@ -67,3 +70,23 @@ async def unhidden(call: Any, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcErr
             await call.details(),
         )
     return error
+
+
+async def unless_closed(reply: Awaitable[Reply]) -> Reply:
+    """Await a call's reply, or its next message, in a channel that others may close.
+
+    `grpc.aio` cancels the calls of a channel that is closed here; the task that awaits one would
+    look cancelled.
+
+    Raises:
+        EngineUnavailableError: the channel was closed.
+        grpc.aio.AioRpcError: the call failed.
+    """
+    waiting = asyncio.ensure_future(reply)
+    try:
+        await asyncio.wait({waiting})
+    finally:
+        waiting.cancel()  # if this task was cancelled
+    if waiting.cancelled():
+        raise EngineUnavailableError("the connection was closed")
+    return waiting.result()
