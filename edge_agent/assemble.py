@@ -41,7 +41,7 @@ from edge_agent.sources import Source, endless
 from edge_agent.sources.turns import Turns
 from edge_agent.spool.prepare import Kept, prepare
 from edge_agent.start_limit import start_limit
-from edge_agent.stop_limit import end_soon
+from edge_agent.stop import stop_on_signals
 from edge_agent.summary import Summary
 from edge_agent.update.boot import Slots
 from edge_agent.update.from_service import updates_for
@@ -71,8 +71,6 @@ from protos.process.memory import keep_heap_compact
 from protos.process.progress import Waiting, on_terminal
 
 _GIVE_UP_S = 180.0
-_GRACE_S = 10.0
-"""How long frames in memory may take to end once the run is stopped, seconds."""
 _HERE = "127.0.0.1:50051"
 
 
@@ -305,7 +303,7 @@ async def _drive(
             if remote is not None:
                 attendance = look_after(remote, agent, reload, upkeep, metrics, log)
         in_memory = None if outgoing is not None else uplink
-        _stop_on_signals(agent, log, upkeep.stopping, in_memory, remote)
+        stop_on_signals(agent, log, upkeep.stopping, in_memory, remote)
         upkeep.ready(source.broken if isinstance(source, Turns) else str)
         async with AsyncExitStack() as beside:
             await beside.enter_async_context(_beside("upkeep", upkeep.beat(), log))
@@ -441,42 +439,6 @@ def _controller(chosen: Settings, metrics: Metrics, log: logs.Logger) -> PointCo
         chosen.distortion_limit,
         on_switch=switched,
     )
-
-
-def _stop_on_signals(
-    agent: Agent,
-    log: logs.Logger,
-    on_stop: Callable[[], None],
-    in_memory: Uplink | None,
-    remote: RemoteSettings | None,
-) -> None:
-    """The first SIGINT or SIGTERM ends the run within `stop_limit`; the second ends it now.
-
-    Frames that wait in memory have `_GRACE_S` to end; then they end with an error.
-    """
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    closing: list[asyncio.Task[None]] = []
-
-    def close(uplink: Uplink) -> None:
-        closing.append(loop.create_task(uplink.close()))
-
-    def asked(number: signal.Signals) -> None:
-        log.warning("stopping", signal=number.name)
-        end_soon(number.name)
-        if in_memory is not None:
-            loop.call_later(_GRACE_S, close, in_memory)
-        on_stop()
-        if remote is not None:
-            remote.wants_restart = False
-        agent.stop()
-        for each in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(each)
-        if number is signal.SIGTERM and task is not None:
-            loop.add_signal_handler(signal.SIGTERM, task.cancel)
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(each, asked, each)
 
 
 def model_path(chosen: Settings) -> Path:

@@ -14,6 +14,7 @@ from edge_agent.remote.kept import RemoteSettings
 from edge_agent.remote.order_book import OrderBook
 from edge_agent.remote.orders import Orders
 from edge_agent.settings import Settings
+from edge_agent.stop_limit import end_soon
 from edge_agent.update.boot import Slots
 from edge_agent.update.health import running_slot
 from edge_agent.uplink.connection import Connection
@@ -80,6 +81,7 @@ def _ending(agent: Agent, upkeep: Upkeep) -> Callable[[], None]:
 
     def end() -> None:
         upkeep.stopping()
+        end_soon("the service's order", 1.5 * _END_S)
         agent.stop()
         if task is not None:
             asyncio.get_running_loop().call_later(_END_S, task.cancel)

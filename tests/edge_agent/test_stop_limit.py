@@ -19,10 +19,10 @@ from tests.fakes.fake_bridge import FakeBridge
 _AGENT = """
 import signal, sys
 from PIL import Image
-from edge_agent import assemble, cli, stop_limit
+from edge_agent import assemble, cli, stop, stop_limit
 from edge_agent.sources import Capture
 from tests.fakes.fake_edge import FakeModel
-folder, server, limit_s, assemble._GRACE_S = *sys.argv[1:3], float(sys.argv[3]), 0.1
+folder, server, limit_s, stop._GRACE_S = *sys.argv[1:3], float(sys.argv[3]), 0.1
 stop_limit.end_soon.__defaults__ = (limit_s,)
 
 class Hanging(FakeModel):
