@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
@@ -15,9 +15,12 @@ from cloud_server.state import device_reports, device_settings, devices, orders
 from cloud_server.state.device_reports import DeviceReport
 from cloud_server.state.orders import DeviceOrder
 from cloud_server.state.store import Transaction
-from protos.errors import ConfigError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.remote import SETTABLE
 
+Text = Annotated[str, Field(max_length=256)]
+Value = Text | bool | int | float | Annotated[list[Text], Field(max_length=16)]
+"""Value of a setting."""
 Begins = Annotated[str, Path(pattern="^[0-9a-f]{4,64}$", description="an id, or its first digits")]
 
 
@@ -60,32 +63,35 @@ class Logs(Change):
     since_s: float = Field(0.0, ge=0, le=1e11, description="seconds since 1970")
 
 
-class NewOrder(Change):
-    """One order: give one of the fields."""
+class RestartOrder(Change):
+    """The agent is to start again."""
 
-    restart: bool = False
-    send_logs: Logs | None = None
-    capture: str | None = Field(
-        None, max_length=63, description="the camera that takes a picture; empty for every one"
-    )
+    restart: Literal[True]
 
     def message(self) -> pb.Order:
-        """The order as it travels.
+        """The order as it travels."""
+        return pb.Order(restart=pb.Restart())
 
-        Raises:
-            ConfigError: not exactly one is given.
-        """
-        made = []
-        if self.restart:
-            made.append(pb.Order(restart=pb.Restart()))
-        if self.send_logs is not None:
-            asked = pb.SendLogs(lines=self.send_logs.lines, since_s=self.send_logs.since_s)
-            made.append(pb.Order(send_logs=asked))
-        if self.capture is not None:
-            made.append(pb.Order(capture=pb.TakePicture(camera=self.capture)))
-        if len(made) != 1:
-            raise ConfigError("give one of restart, send_logs and capture")
-        return made[0]
+
+class LogOrder(Change):
+    """The device is to send the newest lines of its log."""
+
+    send_logs: Logs
+
+    def message(self) -> pb.Order:
+        """The order as it travels."""
+        asked = pb.SendLogs(lines=self.send_logs.lines, since_s=self.send_logs.since_s)
+        return pb.Order(send_logs=asked)
+
+
+class CaptureOrder(Change):
+    """A camera is to take a picture."""
+
+    capture: str = Field(max_length=63, description="the camera; empty for every one")
+
+    def message(self) -> pb.Order:
+        """The order as it travels."""
+        return pb.Order(capture=pb.TakePicture(camera=self.capture))
 
 
 class ReportEntry(BaseModel):
@@ -125,7 +131,9 @@ class ReportWithContent(ReportEntry):
 class SettingsChange(Change):
     """Settings that a device is to have."""
 
-    settings: dict[str, Any] = Field(default_factory=dict, max_length=64)
+    settings: dict[Literal[SETTABLE], Value] = Field(  # type: ignore[valid-type]
+        default_factory=dict, description="by name, as in the agent's settings file"
+    )
     unset: list[str] = Field(default_factory=list, max_length=64)
     whole: bool = Field(False, description="whether `settings` replaces all earlier ones")
 
@@ -153,7 +161,10 @@ def router(management: Management) -> APIRouter:
 
     @made.post("/orders", status_code=201)
     def give_order(
-        attempt: Attempted, name: Named, body: NewOrder, tenant: OfTenant = None
+        attempt: Attempted,
+        name: Named,
+        body: RestartOrder | LogOrder | CaptureOrder,
+        tenant: OfTenant = None,
     ) -> OrderEntry:
         """Give a device an order; it waits until the device is connected."""
         message = body.message()
