@@ -96,7 +96,6 @@ class RemoteRules(BaseModel):
     restart: bool = Field(default=True, description="whether it may have the agent start again")
     logs: bool = Field(default=True, description="whether it may fetch the log")
     capture: bool = Field(default=True, description="whether it may have a picture taken")
-    update: bool = Field(default=True, description="whether it may have a signed update installed")
 
     @field_validator("settings")
     @classmethod
@@ -114,7 +113,7 @@ class RemoteRules(BaseModel):
         """Check that the service may do something.
 
         Args:
-            what: restart, logs, capture or update.
+            what: restart, logs or capture.
 
         Raises:
             NotAllowedHereError: it may not.
