@@ -15,6 +15,8 @@ from protos.errors import ConfigError
 
 LONGEST_SETTINGS = 16 << 10
 """Bytes of all settings together, as JSON."""
+LONGEST_CAMERA = 63
+"""Characters of the name of a camera in an order."""
 SETTABLE = (
     "questions",
     "hold_every_s",

@@ -41,6 +41,7 @@ class CodedRequest:
     captured_at: float
     question: str = ""
     can_wait: bool = True
+    picture: None = None
     sealed: Sealed | None = field(default=None, init=False)
 
     def follow(self, base: Callable[[int], Base | None]) -> None:

@@ -1,4 +1,4 @@
-"""`cloud-server devices configure|restart|logs|orders|reports`: looks after devices from afar."""
+"""`cloud-server devices configure|restart|capture|logs|orders|reports`: looks after devices from afar."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cloud_server.commands.database import actor, add_verb, opened, reading, ten
 from cloud_server.commands.output import as_json, facts, minute, moment, say, table, told
 from protos.errors import ConfigError, MissingError
 from protos.process.progress import Waiting
+from protos.remote import LONGEST_CAMERA
 
 if TYPE_CHECKING:
     from cloud_server.state.orders import DeviceOrder
@@ -61,6 +62,18 @@ def add(verbs: Any) -> None:
         verbs, "restart", "have a device's agent start again", _restart, ("gate-3 --wait 120",)
     )
     _waits(restart, 0.0)
+
+    capture = _verb(
+        verbs,
+        "capture",
+        "have a device take its cameras' next pictures, whatever their triggers say",
+        _capture,
+        ("gate-3", "gate-3 --camera yard --wait 30"),
+    )
+    capture.add_argument(
+        "--camera", default="", metavar="CAMERA", help="only this camera (default: every one)"
+    )
+    _waits(capture, 0.0)
 
     logs = _verb(
         verbs,
@@ -201,6 +214,19 @@ def _restart(given: argparse.Namespace) -> int:
     from protos.neuralbridge.v1 import bridge_pb2 as pb
 
     return _give(given, pb.Order(restart=pb.Restart()), f"device '{given.name}' is to start again")
+
+
+def _capture(given: argparse.Namespace) -> int:
+    from protos.neuralbridge.v1 import bridge_pb2 as pb
+
+    if len(given.camera) > LONGEST_CAMERA:
+        raise ConfigError(f"--camera: a name has at most {LONGEST_CAMERA} characters")
+    whose = f"camera '{given.camera}'" if given.camera else "every camera"
+    return _give(
+        given,
+        pb.Order(capture=pb.TakePicture(camera=given.camera)),
+        f"device '{given.name}' is to take the next picture of {whose}",
+    )
 
 
 def _logs(given: argparse.Namespace) -> int:

@@ -59,7 +59,7 @@ def look_after(
         reload,
         None if upkeep.ring is None else upkeep.ring.folder,
         _ending(agent, upkeep),
-        lambda camera: agent.request_capture(),
+        agent.request_capture,
         metrics,
         log,
     )

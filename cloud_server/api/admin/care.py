@@ -16,7 +16,7 @@ from cloud_server.state.device_reports import DeviceReport
 from cloud_server.state.orders import DeviceOrder
 from cloud_server.state.store import Transaction
 from protos.neuralbridge.v1 import bridge_pb2 as pb
-from protos.remote import SETTABLE
+from protos.remote import LONGEST_CAMERA, SETTABLE
 
 Text = Annotated[str, Field(max_length=256)]
 Value = Text | bool | int | float | Annotated[list[Text], Field(max_length=16)]
@@ -87,7 +87,7 @@ class LogOrder(Change):
 class CaptureOrder(Change):
     """A camera is to take a picture."""
 
-    capture: str = Field(max_length=63, description="the camera; empty for every one")
+    capture: str = Field(max_length=LONGEST_CAMERA, description="the camera; empty for every one")
 
     def message(self) -> pb.Order:
         """The order as it travels."""

@@ -112,6 +112,23 @@ async def test_an_order_waits_for_its_device_and_is_sent_until_its_outcome_is_kn
 
 
 @on_loop
+async def test_a_command_has_one_camera_take_a_picture(
+    paths: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    premises = Premises(tmp_path / "svc")
+    async with serving(paths, premises) as it:
+        call = await attend(it, await device_of(it))
+        where = ["--directory", str(premises.directory), "--tenant", "acme"]
+        command = ["devices", "capture", "gate-3", "--camera", "yard", *where]
+        assert await asyncio.to_thread(main, command) == 0
+        assert "the next picture of camera 'yard'" in capsys.readouterr().out
+        assert (await next_order(call)).capture.camera == "yard"
+        command[4] = "y" * 64
+        assert await asyncio.to_thread(main, command) == 10
+    premises.store.close()
+
+
+@on_loop
 async def test_an_order_given_at_one_front_end_reaches_a_device_at_another(
     paths: dict[str, Any], tmp_path: Path
 ) -> None:
