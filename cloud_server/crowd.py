@@ -13,9 +13,10 @@ from collections import OrderedDict
 from typing import Any, Generic, TypeAlias, TypeVar
 
 Key = TypeVar("Key")
-_NONE: Any = {}  # never written to, like the next two
+_NONE: Any = {}  # never written to, like the next three
 _NOTHING: Any = []
 _NO_NAMES: Any = OrderedDict()
+_NOBODY: Any = set()
 Path = tuple[str, ...]
 """Path of an owner, outermost first; all paths in a store have the same length."""
 
@@ -30,38 +31,41 @@ class _Owner(Generic[Key]):
         names: cost by name, least recently used first; only in an innermost owner.
         path: its path; only in an innermost owner.
         order: heap of `(-cost, used, name)` of the owners within. An entry is out of date if the
-        owner has shrunk or was used since. An owner that has grown has a newer entry.
+        owner has shrunk or was used since.
+        name: its own.
+        grown: names of owners within that have grown since `order` was last looked at.
+        outer_grown: the same of the owner around it.
     """
 
-    __slots__ = ("cost", "names", "order", "owners", "path", "used")
+    __slots__ = ("cost", "grown", "name", "names", "order", "outer_grown", "owners", "path", "used")
 
-    def __init__(self, path: Path, innermost: bool) -> None:
-        self.path = path
+    def __init__(self, path: Path, innermost: bool, name: str, outer_grown: set[str]) -> None:
+        self.path, self.name, self.outer_grown = path, name, outer_grown
         self.cost = self.used = 0
         self.owners: dict[str, _Owner[Key]] = _NONE if innermost else {}
         self.names: OrderedDict[Key, int] = OrderedDict() if innermost else _NO_NAMES
         self.order: list[tuple[int, int, str]] = _NOTHING if innermost else []
+        self.grown: set[str] = _NOBODY if innermost else set()
 
     def largest(self) -> _Owner[Key]:
         """The largest owner within; among equals, the least recently used."""
-        while True:
-            cost, used, name = self.order[0]
-            owner = self.owners.get(name)
-            if owner is None:
-                heapq.heappop(self.order)
-            elif (cost, used) != (-owner.cost, owner.used):
-                heapq.heapreplace(self.order, (-owner.cost, owner.used, name))
-            else:
-                return owner
-
-    def grown(self, name: str) -> None:
-        """Note that an owner within has grown."""
-        if len(self.order) > 2 * len(self.owners):
-            self.order = [(-o.cost, o.used, key) for key, o in self.owners.items()]
+        if len(self.order) + len(self.grown) > 2 * len(self.owners):
+            self.order = [(-o.cost, o.used, name) for name, o in self.owners.items()]
             heapq.heapify(self.order)
         else:
-            owner = self.owners[name]
-            heapq.heappush(self.order, (-owner.cost, owner.used, name))
+            for name in self.grown:
+                owner = self.owners[name]
+                heapq.heappush(self.order, (-owner.cost, owner.used, name))
+        self.grown.clear()
+        while True:
+            cost, used, name = self.order[0]
+            found = self.owners.get(name)
+            if found is None:
+                heapq.heappop(self.order)
+            elif (cost, used) != (-found.cost, found.used):
+                heapq.heapreplace(self.order, (-found.cost, found.used, name))
+            else:
+                return found
 
 
 _Way: TypeAlias = tuple[_Owner[Key], ...]
@@ -71,7 +75,7 @@ class Crowd(Generic[Key]):
     """Names of nested owners in order of last use. Calls take logarithmic time."""
 
     def __init__(self) -> None:
-        self._all: _Owner[Key] = _Owner((), innermost=False)
+        self._all: _Owner[Key] = _Owner((), False, "", set())
         self._way_of: dict[Key, _Way[Key]] = {}
         self._ways: dict[Path, _Way[Key]] = {}
         self._uses = itertools.count(1)
@@ -87,16 +91,16 @@ class Crowd(Generic[Key]):
         """Cost of all names together."""
         return self._all.cost
 
-    def add(self, path: Path, key: Key, cost: int = 1) -> None:
-        """Add a name to an owner."""
+    def add(self, path: Path, key: Key, cost: int = 1) -> int:
+        """Add a name to an owner; returns the cost of all its names now."""
         way = self._way_of[key] = self._ways.get(path) or self._open(path)
         way[-1].names[key] = cost
         use = next(self._uses)
         for owner in way:
             owner.cost += cost
             owner.used = use
-        for outer, name in zip(way, path, strict=False):
-            outer.grown(name)
+            owner.outer_grown.add(owner.name)
+        return way[-1].cost
 
     def touch(self, key: Key) -> None:
         """Note that a name was used."""
@@ -119,6 +123,7 @@ class Crowd(Generic[Key]):
             inner = outer.owners[name]
             if not inner.owners and not inner.names:
                 del outer.owners[name]
+                outer.grown.discard(name)
 
     def of(self, *path: str) -> list[Key]:
         """The names of an innermost owner, least recently used first."""
@@ -160,7 +165,10 @@ class Crowd(Generic[Key]):
         for depth, name in enumerate(path, start=1):
             owners, innermost = way[-1].owners, depth == len(path)
             if name not in owners:
-                owners[name] = _Owner(path if innermost else (), innermost)
+                inner: _Owner[Key] = _Owner(
+                    path if innermost else (), innermost, name, way[-1].grown
+                )
+                owners[name] = inner
             way.append(owners[name])
         made = self._ways[path] = tuple(way)
         return made

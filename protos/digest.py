@@ -18,6 +18,7 @@ CONSTANTS_BYTES = 32
 SESSION_ID_BYTES = 16
 REQUEST_ID_BYTES = (8, 16)
 _LENGTH = struct.Struct("<I")
+_FOUR = _LENGTH.pack(_LENGTH.size)
 
 
 def session_constants(session_id: bytes, source_fingerprint: str, bundle_digest: str) -> bytes:
@@ -80,14 +81,12 @@ def frame_digest(
         text = question.encode()
     except UnicodeEncodeError as error:
         raise QuestionError(f"the question is not valid Unicode: {error}") from error
-    state = hashlib.blake2b(key=constants, digest_size=DIGEST_BYTES)
-    parts = [request_id, header, payload, text, _LENGTH.pack(max_new_tokens)]
+    size = _LENGTH.pack
+    parts = [size(len(request_id)), request_id, size(len(header)), header]
+    parts += [size(len(payload)), payload, size(len(text)), text, _FOUR, size(max_new_tokens)]
     if priority:
-        parts.append(_LENGTH.pack(priority))
-    for part in parts:
-        state.update(_LENGTH.pack(len(part)))
-        state.update(part)
-    return state.digest()
+        parts += [_FOUR, size(priority)]
+    return hashlib.blake2b(b"".join(parts), key=constants, digest_size=DIGEST_BYTES).digest()
 
 
 def parcel_digest(constants: bytes, digests: Iterable[bytes]) -> bytes:

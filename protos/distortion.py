@@ -19,6 +19,7 @@ Doubles = npt.NDArray[np.float64]
 
 # A distortion figure's byte: 0 is 0, any other b is 10 ** ((b - _ONE) / _PER_DECADE).
 _ONE, _PER_DECADE = 176, 64
+_FIGURES = (0.0, *(10 ** ((b - _ONE) / _PER_DECADE) for b in range(1, 256)))
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Distortion:
     @classmethod
     def from_bytes(cls, levels: Iterable[int]) -> Distortion:
         """Read what `to_bytes` wrote."""
-        return cls(*(10 ** ((b - _ONE) / _PER_DECADE) if b else 0.0 for b in levels))
+        return cls(*map(_FIGURES.__getitem__, levels))
 
     def near(self, other: Distortion, steps: int = 1) -> Distortion:
         """These figures; the other's where both are no further apart than so many steps."""

@@ -5,6 +5,7 @@ The edge calls `pack_header`; the cloud calls `unpack_header`, which trusts noth
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -240,7 +241,7 @@ def _kept(bitmap: bytes, tokens: int, everything: bool) -> npt.NDArray[np.bool_]
     if everything:
         if not tokens:
             raise FrameMalformedError("every token is kept, of none")
-        return np.ones(tokens, dtype=np.bool_)
+        return _all(tokens)
     bits = np.unpackbits(np.frombuffer(bitmap, dtype=np.uint8), bitorder="little").astype(np.bool_)
     kept = bits[:tokens]
     if bits[tokens:].any():
@@ -249,6 +250,14 @@ def _kept(bitmap: bytes, tokens: int, everything: bool) -> npt.NDArray[np.bool_]
         raise EmptyFrameError("no token is kept: a frame needs at least one")
     if tokens and kept.all():
         raise FrameMalformedError("the kept bitmap is full; a full one is left out and flagged")
+    return kept
+
+
+@functools.lru_cache(maxsize=64)
+def _all(tokens: int) -> npt.NDArray[np.bool_]:
+    """Every token; shared, so it cannot be written to."""
+    kept = np.ones(tokens, dtype=np.bool_)
+    kept.setflags(write=False)
     return kept
 
 

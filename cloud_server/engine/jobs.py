@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import msgspec
 import numpy as np
@@ -32,7 +32,13 @@ from protos.errors import BridgeError, FrameMalformedError, OverloadedError, fro
 
 
 class _Sent(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
-    """A message; its class travels as the first element."""
+    """A message; its class travels as the first element.
+
+    Attributes:
+        ends: whether it is a job's last event, whatever the job; see `Accepted` too.
+    """
+
+    ends: ClassVar[bool] = False
 
 
 class Job(_Sent, frozen=True):
@@ -283,6 +289,7 @@ class Answered(_Sent, frozen=True):
         prompt_tokens: tokens before the answer: the constant part, the scene and the question.
     """
 
+    ends: ClassVar[bool] = True
     job: int
     text: str
     tokens: int
@@ -301,6 +308,7 @@ class Compressed(_Sent, frozen=True):
         body: what the quantizer wrote for all tokens.
     """
 
+    ends: ClassVar[bool] = True
     job: int
     queue_s: float
     compress_s: float
@@ -318,6 +326,7 @@ class PartWanted(_Sent, frozen=True):
         attention: share of the attention of the question's last token that falls into it.
     """
 
+    ends: ClassVar[bool] = True
     job: int
     box: list[int]
     attention: float
@@ -331,6 +340,7 @@ class Failed(_Sent, frozen=True):
         cause: of an `OverloadedError`.
     """
 
+    ends: ClassVar[bool] = True
     job: int
     code: int
     message: str
@@ -349,6 +359,7 @@ class Failed(_Sent, frozen=True):
 class Dropped(_Sent, frozen=True):
     """Last event of a job that was cancelled in time."""
 
+    ends: ClassVar[bool] = True
     job: int
 
 
@@ -376,10 +387,13 @@ Message: TypeAlias = (
 BundleEvent: TypeAlias = Offer | Loaded | NotLoaded
 JobEvent: TypeAlias = Accepted | TokenMade | Answered | Compressed | PartWanted | Failed | Dropped
 
-LAST = Answered, Compressed, PartWanted, Failed, Dropped
-"""Events that end a job; `Accepted` does too if the job has no question."""
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(list[Message])
+
+
+def ends(said: JobEvent, job: Job) -> bool:
+    """Whether an event is the last one of its job."""
+    return said.ends or (type(said) is Accepted and not job.question)
 
 
 def failed(job: int, error: BridgeError) -> Failed:

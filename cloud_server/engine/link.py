@@ -20,20 +20,24 @@ from collections import deque
 from collections.abc import Callable
 
 from cloud_server.engine.jobs import (
-    LAST,
     Accepted,
     Answered,
     Broken,
     Cancel,
+    Compressed,
+    Dropped,
+    Failed,
     Forget,
     Job,
     JobEvent,
     Load,
     Message,
+    PartWanted,
     Shutdown,
     Status,
     TokenMade,
     Unload,
+    ends,
     pack,
     unpack,
 )
@@ -41,6 +45,8 @@ from protos.errors import BridgeError, EngineUnavailableError
 
 _SIZE = struct.Struct("<I")
 _AT_ONCE = 1 << 18
+_OF_JOBS = (Accepted, TokenMade, Answered, Compressed, PartWanted, Failed, Dropped)
+_ANSWERING = (TokenMade, Answered)
 Sink = Callable[[JobEvent | BridgeError], None]
 """Takes the events of one job, or the error that the link itself ended it with."""
 
@@ -108,7 +114,8 @@ class FrontLink:
         self._engine = b""
         self._server: asyncio.Server | None = None
         self._open: dict[bytes, asyncio.Transport] = {}
-        self._jobs: dict[int, tuple[Sink, bool]] = {}
+        self._jobs: dict[int, tuple[Sink, Job]] = {}
+        self._outgoing: list[Message] | None = None
         self._task: asyncio.Task[None] | None = None
         self.last_heard = 0.0
         self.answered_at = float("-inf")
@@ -136,7 +143,7 @@ class FrontLink:
             EngineUnavailableError: there is no engine to give it to.
         """
         self._send(job)
-        self._jobs[job.id] = (sink, bool(job.question))
+        self._jobs[job.id] = (sink, job)
 
     def abandon(self, job: int) -> None:
         """Ignore a job's events from now on."""
@@ -149,7 +156,7 @@ class FrontLink:
 
     def lose(self, reason: str) -> None:
         """The engine is gone: end every job with a retryable error."""
-        self._engine = b""
+        self._engine, self._outgoing = b"", None
         jobs, self._jobs = self._jobs, {}
         for sink, _ in jobs.values():
             sink(EngineUnavailableError(f"{reason}; send it again"))
@@ -184,7 +191,10 @@ class FrontLink:
             self._notice(Broken(error.code, error.message))
             return
         for message in messages:
-            self._dispatch(message)
+            if isinstance(message, _OF_JOBS):
+                self._dispatch(message)
+            else:
+                self._notice(message)
 
     def _send(self, message: Message) -> None:
         if not self._engine:
@@ -192,20 +202,26 @@ class FrontLink:
         transport = self._open.get(self._engine)
         if transport is None or transport.is_closing():
             raise EngineUnavailableError("the engine cannot be reached; send it again")
-        transport.write(block(pack(message)))
+        if self._outgoing is None:
+            self._outgoing = []
+            asyncio.get_running_loop().call_soon(self._flush, transport, self._outgoing)
+        self._outgoing.append(message)
 
-    def _dispatch(self, message: Message) -> None:
-        if not isinstance(message, JobEvent):
-            self._notice(message)
+    def _flush(self, transport: asyncio.Transport, outgoing: list[Message]) -> None:
+        """Write what was sent in one turn of the loop, as one block."""
+        if self._outgoing is outgoing:
+            self._outgoing = None
+        transport.write(block(pack(*outgoing)))
+
+    def _dispatch(self, message: JobEvent) -> None:
+        sink, job = self._jobs.get(message.job, (None, None))
+        if sink is None or job is None:
             return
-        sink, asks = self._jobs.get(message.job, (None, True))
-        ends = isinstance(message, LAST)
-        if ends or (isinstance(message, Accepted) and not asks):
-            self._jobs.pop(message.job, None)
-        if sink is not None:
-            sink(message)
-            if isinstance(message, Answered | TokenMade):
-                self.answered_at = time.monotonic()
+        if ends(message, job):
+            del self._jobs[message.job]
+        sink(message)
+        if isinstance(message, _ANSWERING):
+            self.answered_at = self.last_heard
 
     async def _beat(self) -> None:
         while True:

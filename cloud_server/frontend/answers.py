@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from cloud_server.crowd import Crowd
+from cloud_server.engine.jobs import Accepted
 from cloud_server.frontend.admission.admission import Request
 from cloud_server.frontend.admission.memory import Room
 from cloud_server.frontend.admission.turns import NORMAL
@@ -28,7 +29,9 @@ Owner: TypeAlias = tuple[str, str]
 NOBODY: Owner = (ANYONE.tenant, ANYONE.name)
 Key = tuple[Owner, bytes, bytes]
 """Who asked, session id and request id."""
-Listener = Callable[[pb.InferEvent], None]
+Listener = Callable[[pb.InferEvent, str], None]
+"""Gets an event and its kind: accepted, token, answer, refused or crop_wanted."""
+Told: TypeAlias = pb.Accepted | pb.Token | pb.Answer | pb.Refused | pb.CropWanted
 
 
 @dataclass(eq=False)
@@ -60,11 +63,13 @@ class Computation:
         question: may be empty.
         received_ns: when its last byte arrived (monotonic).
         digest: digest of its frame's bytes; empty for a question about a scene that is held.
+        distortion: the frame's; empty by default.
 
     Attributes:
         owner: who asked; nobody else gets its answer by the same ids.
         rank: its class (see `turns`).
         wait_s: time to its deadline on arrival, seconds; None without one.
+        accepted: the engine's word that it has the frame; None until then, or without a frame.
         request: what admission holds for it.
         crop_bytes: longest crop that its device would send; 0 if it sends none.
         crop: the crop that it waits for (`crops.py`).
@@ -77,13 +82,14 @@ class Computation:
         question: str,
         received_ns: int,
         digest: bytes = b"",
+        distortion: pb.DistortionReport | None = None,
     ) -> None:
         self.request_id, self.frame_number, self.question = request_id, frame_number, question
         self.received_ns, self.digest = received_ns, digest
         self.first_token_ns = 0
-        self.timings = pb.Timings()
-        self.distortion = pb.DistortionReport()
+        self.distortion = pb.DistortionReport() if distortion is None else distortion
         self.fallback = ""
+        self.accepted: Accepted | None = None
         self.warnings: list[str] = []
         self.moments_score = math.nan
         self.prompt_tokens = 0
@@ -92,13 +98,13 @@ class Computation:
         self.request: Request | None = None
         self.crop_bytes = 0
         self.crop: Crop | None = None
-        self._past: list[pb.InferEvent] = []
+        self._past: list[tuple[pb.InferEvent, str]] = []
         self._listeners: list[Listener] = []
 
     def listen(self, listener: Listener) -> None:
         """Add a listener; it gets every event, past ones first."""
-        for event in self._past:
-            listener(event)
+        for past in self._past:
+            listener(*past)
         self._listeners.append(listener)
 
     def leave(self, listener: Listener) -> None:
@@ -111,39 +117,30 @@ class Computation:
         """Whether anyone listens."""
         return bool(self._listeners)
 
-    def emit(
-        self,
-        *,
-        accepted: pb.Accepted | None = None,
-        token: pb.Token | None = None,
-        answer: pb.Answer | None = None,
-        refused: pb.Refused | None = None,
-        crop_wanted: pb.CropWanted | None = None,
-    ) -> None:
-        """Send one event to every listener."""
-        event = pb.InferEvent(
-            request_id=self.request_id,
-            frame_number=self.frame_number,
-            accepted=accepted,
-            token=token,
-            answer=answer,
-            refused=refused,
-            crop_wanted=crop_wanted,
-        )
-        self._past.append(event)
-        for listener in list(self._listeners):
-            listener(event)
+    def emit(self, kind: str, told: Told) -> None:
+        """Send one event to every listener.
 
-    def left(self, event: pb.InferEvent) -> None:
-        """An event is about to leave (an answer) or has left (anything else): take the times."""
+        Args:
+            kind: its field of an InferEvent.
+            told: what it says.
+        """
+        event = pb.InferEvent(
+            request_id=self.request_id, frame_number=self.frame_number, **{kind: told}
+        )
+        self._past.append((event, kind))
+        for listener in tuple(self._listeners):
+            listener(event, kind)
+
+    def left(self, event: pb.InferEvent, kind: str) -> None:
+        """An answer is about to leave, or a token has left: take the times."""
         now = time.monotonic_ns()
-        kind = event.WhichOneof("event")
-        if kind in ("token", "answer") and not self.first_token_ns:
+        if not self.first_token_ns:
             self.first_token_ns = now
-        if kind == "answer" and not event.answer.timings.total_ms:
+        if kind == "answer":
             timings = event.answer.timings
-            timings.ttft_ms = (self.first_token_ns - self.received_ns) / 1e6
-            timings.total_ms = (now - self.received_ns) / 1e6
+            if not timings.total_ms:
+                timings.ttft_ms = (self.first_token_ns - self.received_ns) / 1e6
+                timings.total_ms = (now - self.received_ns) / 1e6
 
 
 class _Remembered(NamedTuple):

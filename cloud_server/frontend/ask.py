@@ -187,15 +187,17 @@ class Asker:
         """
         stream.follow(made)
         while True:
-            event, _ = await stream.outbox.get()
+            await stream.outbox.filled()
+            event, kind, _ = stream.outbox.take()
             if event is None:
                 raise EngineUnavailableError("the answer never came; ask again")
-            if event.HasField("refused"):
+            if kind == "refused":
                 raise refusal_of(event.refused)
-            if event.HasField("answer"):
-                made.left(event)
+            if kind == "answer":
+                made.left(event, kind)
             yield event
-            made.left(event)
-            if event.HasField("answer"):
+            if kind == "token":
+                made.left(event, kind)
+            if kind == "answer":
                 self._teller.observe(event.answer)
                 return

@@ -155,7 +155,7 @@ class Crops:
         wanted = pb.CropWanted(
             left=left, top=top, right=right, bottom=bottom, max_bytes=computation.crop_bytes
         )
-        computation.emit(crop_wanted=wanted)
+        computation.emit("crop_wanted", wanted)
         try:
             picture = await asyncio.wait_for(crop.picture, self._wait_s)
         except asyncio.TimeoutError:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 from cloud_server.frontend.admission.memory import Room
 from cloud_server.frontend.answers import Computation
@@ -17,7 +17,11 @@ _MOST_EVENTS = 256
 _MOST_BYTES = 1 << 20
 _EVENT_BYTES = 512
 """Memory of an event beside its bytes."""
+_UNTOLD_BYTES = 4096
+"""An outbox that holds events may count so many bytes too few or too many."""
 _LOOK_S = 1.0
+_Entry: TypeAlias = tuple[pb.InferEvent | None, str, Computation | None, int]
+"""An event, its kind, whose it is, and its memory in bytes."""
 
 
 class Outbox:
@@ -41,16 +45,16 @@ class Outbox:
 
     def __init__(self, memory: Room | None = None, tenant: str = "") -> None:
         self._memory, self.tenant = Room() if memory is None else memory, tenant
-        self._events: deque[tuple[pb.InferEvent | None, Computation | None, int]] = deque()
+        self._events: deque[_Entry] = deque()
         self._filled, self._drained = asyncio.Event(), asyncio.Event()
-        self._waiting = self.bytes = 0
+        self._waiting = self.bytes = self._counted = 0
         self.closed = asyncio.Event()
         self.leaving = False
         self.writer: asyncio.Task[None] | None = None
         self.writing_since = 0.0
         self.unread: OverloadedError | None = None
         self.wait_s, self.most_aside = 0.0, 1
-        self._aside: list[tuple[pb.InferEvent, Computation, int]] = []
+        self._aside: list[_Entry] = []
         self._timer: asyncio.TimerHandle | None = None
         self._drained.set()
 
@@ -65,10 +69,10 @@ class Outbox:
         if self.leaving and not self._waiting:
             self.put(None)
 
-    def put_aside(self, event: pb.InferEvent, computation: Computation) -> None:
+    def put_aside(self, event: pb.InferEvent, kind: str, computation: Computation) -> None:
         """Append an Accepted event that can wait for others; then without what its device knows."""
         if not self.wait_s:
-            self.put(event, computation)
+            self.put(event, kind, computation)
             return
         if self.closed.is_set():
             return
@@ -76,7 +80,7 @@ class Outbox:
             request_id=event.request_id, frame_number=event.frame_number, accepted=pb.Accepted()
         )
         size = _EVENT_BYTES + event.ByteSize()
-        self._aside.append((event, computation, size))
+        self._aside.append((event, kind, computation, size))
         self._count(size)
         if len(self._aside) >= self.most_aside:
             self.bring()
@@ -93,40 +97,65 @@ class Outbox:
             self._aside.clear()
             self._filled.set()
 
-    def put(self, event: pb.InferEvent | None, computation: Computation | None = None) -> None:
-        """Append an event of a computation; None ends the stream."""
+    def put(
+        self,
+        event: pb.InferEvent | None,
+        kind: str = "",
+        computation: Computation | None = None,
+    ) -> None:
+        """Append an event.
+
+        Args:
+            event: None ends the stream.
+            kind: of a computation's event.
+            computation: whose event it is; None without one.
+        """
         if self.closed.is_set():
             return
-        self.bring()
+        if self._aside or self._timer is not None:
+            self.bring()
         size = _EVENT_BYTES + (event.ByteSize() if event is not None else 0)
-        self._events.append((event, computation, size))
+        self._events.append((event, kind, computation, size))
         self._count(size)
         self._filled.set()
         if len(self._events) >= _MOST_EVENTS or self.bytes >= _MOST_BYTES:
             self._drained.clear()
 
-    async def get(self) -> tuple[pb.InferEvent | None, Computation | None]:
-        """Wait for the next event."""
+    async def filled(self) -> None:
+        """Wait until it has an event."""
         while not self._events:
+            if self._counted != self.bytes:
+                self._tell()
             self._filled.clear()
             await self._filled.wait()
-        if len(self._events) <= _MOST_EVENTS // 2 and self.bytes <= _MOST_BYTES // 2:
-            self._drained.set()
-        event, computation, size = self._events.popleft()
-        self._count(-size)
-        return event, computation
 
-    def more(self) -> list[tuple[pb.InferEvent, Computation | None]]:
+    @property
+    def empty(self) -> bool:
+        """Whether it has no event."""
+        return not self._events
+
+    def take(self) -> tuple[pb.InferEvent | None, str, Computation | None]:
+        """Take the next event; there is one."""
+        event, kind, computation, size = self._events.popleft()
+        self._count(-size)
+        if not self._drained.is_set():
+            if len(self._events) < _MOST_EVENTS // 2 and self.bytes <= _MOST_BYTES // 2:
+                self._drained.set()
+        return event, kind, computation
+
+    def more(self) -> list[tuple[pb.InferEvent, str, Computation | None]]:
         """Further events that are there already, for the same message."""
-        found: list[tuple[pb.InferEvent, Computation | None]] = []
+        found: list[tuple[pb.InferEvent, str, Computation | None]] = []
         while self.wait_s and self._events and self._events[0][0] is not None:
-            event, computation, size = self._events.popleft()
+            event, kind, computation = self.take()
             if event is not None:
-                found.append((event, computation))
-            self._count(-size)
-        if found:
-            self._drained.set()
+                found.append((event, kind, computation))
         return found
+
+    @property
+    def full(self) -> bool:
+        """Whether no more requests are read for now."""
+        return not self._drained.is_set()
 
     async def room(self) -> None:
         """Wait until it has room."""
@@ -137,7 +166,8 @@ class Outbox:
         self.closed.set()
         self.bring()
         self._events.clear()
-        self._count(-self.bytes)
+        self.bytes = 0
+        self._tell()
 
     def give_up(self, error: OverloadedError) -> None:
         """End the call with an error, even while a write is stuck."""
@@ -147,7 +177,13 @@ class Outbox:
 
     def _count(self, size: int) -> None:
         self.bytes += size
-        self._memory.add(self.tenant, size)
+        if not -_UNTOLD_BYTES < self.bytes - self._counted < _UNTOLD_BYTES:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Count its bytes as they are now."""
+        self._memory.add(self.tenant, self.bytes - self._counted)
+        self._counted = self.bytes
 
 
 class Outboxes:

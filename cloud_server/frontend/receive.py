@@ -266,7 +266,8 @@ class Receiver:
                         self._take(one, stream, session.id, caller, received_ns)
                     except BridgeError as error:
                         self._refuse(error, one, stream, session)
-                await stream.outbox.room()
+                if stream.outbox.full:
+                    await stream.outbox.room()
         finally:
             stream.half_closed = True
             stream.end_if_done()
@@ -329,8 +330,14 @@ class Receiver:
                 cause="credit",
             )
         self._observe(parsed, point)
-        computation = Computation(request_id, header.frame_number, question, received_ns, digest)
-        computation.distortion = header.distortion.to_proto()
+        computation = Computation(
+            request_id,
+            header.frame_number,
+            question,
+            received_ns,
+            digest,
+            header.distortion.to_proto(),
+        )
         computation.fallback = header.cause
         computation.owner, computation.rank = session.owner, RANKS[request.priority]
         computation.crop_bytes = stream.crop_bytes
@@ -350,7 +357,7 @@ class Receiver:
         request, header, body = parsed
         return Job(
             id=self._under_way.next_id(),
-            session=session.id.hex(),
+            session=session.hex,
             frame_number=header.frame_number,
             request_id=request_id.hex(),
             question=request.question,
@@ -362,7 +369,7 @@ class Receiver:
             body=body,
             base=-1 if header.base is None else header.base,
             differences=int(header.differences),
-            owner="/".join(session.owner),
+            owner=session.whose,
             rank=RANKS[request.priority],
         )
 

@@ -42,15 +42,18 @@ class Reports:
             report: the report.
             owner: the session's tenant and device.
         """
-        path = self._paths.setdefault(scene[0], (*owner, scene[0].hex()))
+        path = self._paths.get(scene[0])
+        if path is None:
+            path = self._paths[scene[0]] = (*owner, scene[0].hex())
         distortion, fallback, warnings, score = report
+        held = 0
         if scene in self._held:
             self._order.touch(scene)
         else:
-            self._order.add(path, scene)
+            held = self._order.add(path, scene)
             self._memory.add(path[0], REPORT_BYTES)
         self._held[scene] = distortion.SerializeToString(), fallback, tuple(warnings), score
-        if self._order.size(*path) > _REPORTS_OF_ONE:
+        if held > _REPORTS_OF_ONE:
             self._drop(self._order.oldest(*path))
         elif len(self._held) > self._most:
             self._drop(self._order.next_to_go())

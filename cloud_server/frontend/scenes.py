@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 
-from msgspec import structs
+from msgspec import Struct
+from msgspec.structs import replace
 
 from cloud_server.crowd import Crowd
 from cloud_server.engine.jobs import Job
@@ -28,8 +28,7 @@ Device = tuple[str, str]
 """Tenant and device."""
 
 
-@dataclass(frozen=True, eq=False)
-class HeldScene:
+class HeldScene(Struct, frozen=True, eq=False):
     """A scene that is held.
 
     Attributes:
@@ -94,8 +93,7 @@ class HeldScene:
         return self.session_id, self.frame_number
 
 
-@dataclass(eq=False)
-class _Chain:
+class _Chain(Struct, eq=False):
     """A key frame and the delta frames that build on it.
 
     Attributes:
@@ -105,13 +103,12 @@ class _Chain:
     """
 
     device: Device
-    held: set[Name] = field(default_factory=set)
-    frames: set[Name] = field(default_factory=set)
+    held: set[Name] = set()
+    frames: set[Name] = set()
     size: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class _Link:
+class _Link(Struct, frozen=True, eq=False):
     """One frame of a chain.
 
     Attributes:
@@ -221,15 +218,18 @@ class HeldScenes:
             job: the frame.
         """
         name = scene.name
-        if name in self._scenes and self._links[name].job.request_id == job.request_id:
-            return  # an engine accepted the same frame again
-        self._drop(name)
+        if name in self._scenes:
+            if self._links[name].job.request_id == job.request_id:
+                return  # an engine accepted the same frame again
+            self._drop(name)
         link = self._links[name] = self._link(scene, job)
         chain = link.chain
         if link.base is not None or not link.whole:
             scene = replace(scene, kept=link.kept, rebuildable=link.whole)
         self._scenes[name] = scene
-        names = self._devices.setdefault(chain.device, OrderedDict())
+        names = self._devices.get(chain.device)
+        if names is None:
+            names = self._devices[chain.device] = OrderedDict()
         names[name] = None
         self._of_bundle[scene.bundle] += 1
         chain.held.add(name)
@@ -264,7 +264,7 @@ class HeldScenes:
             self._drop(name)
 
     def _link(self, scene: HeldScene, job: Job) -> _Link:
-        plain = structs.replace(job, id=0, question="", max_new_tokens=1)
+        plain = replace(job, id=0, question="", max_new_tokens=1)
         base = self._links.get((job.session, job.base))
         kept = job.kept if base is None else _both(base.kept, job.kept)
         if base is not None and base.whole and base.depth + 1 < MOST_LINKS:

@@ -60,6 +60,8 @@ class Session:
         peer: the address that opened it.
         owner: the tenant and the device that it belongs to.
         path: owner that it counts for; on a service without identities, the peer's address.
+        hex: the id, for jobs.
+        whose: the owner, for jobs: "TENANT/DEVICE".
         views: keys by which callers may find it (`_views`).
         known_digest: digest of the bundle that the edge said it holds; empty if none.
         kept_since: when it was opened for frames that wait at the edge, on their bundle (monotonic
@@ -68,6 +70,7 @@ class Session:
 
     __slots__ = (
         "constants",
+        "hex",
         "id",
         "kept_since",
         "known_digest",
@@ -76,6 +79,7 @@ class Session:
         "peer",
         "terms",
         "views",
+        "whose",
     )
 
     id: bytes
@@ -87,6 +91,9 @@ class Session:
     path: Owner
     views: tuple[Owner, ...]
     kept_since: float | None
+
+    def __post_init__(self) -> None:
+        self.hex, self.whose = self.id.hex(), "/".join(self.owner)
 
     @property
     def offer(self) -> Offer:

@@ -6,6 +6,7 @@ engine event → `Teller.hear` → `Computation.emit` → `Stream.follow` → `O
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from projector.codec.risk import RiskModel
 from protos.errors import BridgeError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.parcel import Course
+from protos.process import logs
 from protos.process.logs import Logger
 from protos.refusals import refused
 
@@ -69,13 +71,11 @@ class Stream:
     def follow(self, computation: Computation) -> None:
         """Pass a computation's events on, until its terminal one."""
 
-        def pass_on(event: pb.InferEvent) -> None:
-            kind = event.WhichOneof("event")
-            if kind == "accepted" and not computation.question:
-                self.outbox.put_aside(event, computation)
-            else:
-                self.outbox.put(event, computation)
-            if kind in ("answer", "refused") or (kind == "accepted" and not computation.question):
+        def pass_on(event: pb.InferEvent, kind: str) -> None:
+            held = kind == "accepted" and not computation.question
+            put = self.outbox.put_aside if held else self.outbox.put
+            put(event, kind, computation)
+            if held or kind == "answer" or kind == "refused":
                 self.waiting.pop(computation.request_id, None)
                 computation.leave(pass_on)
                 self.end_if_done()
@@ -134,30 +134,27 @@ class Teller:
         self, asked: Asked, computation: Computation, job: Job, said: JobEvent | BridgeError
     ) -> None:
         """Take an event of a computation's job, or the error that ended it."""
-        if isinstance(said, Failed):
-            said = said.error
-        if isinstance(said, BridgeError):
+        if isinstance(said, TokenMade):
+            computation.prompt_tokens = said.prompt_tokens
+            if computation.crop is None:  # else the answer may become another one
+                computation.emit("token", pb.Token(text=said.text, index=said.index))
+        elif isinstance(said, Accepted):
+            self._accepted(asked, computation, job, said)
+        elif isinstance(said, Answered):
+            self._answered(asked, computation, job, said)
+        elif isinstance(said, Failed | BridgeError):
+            said = said.error if isinstance(said, Failed) else said
             self._refusals.note(said, computation.request_id, computation.frame_number)
             self._sessions.refused(job.bundle, computation.owner, said)
             self._under_way.end(asked.id, computation, None)
-            computation.emit(refused=refused(said))
-        elif isinstance(said, Accepted):
-            self._accepted(asked, computation, job, said)
-        elif isinstance(said, TokenMade):
-            computation.prompt_tokens = said.prompt_tokens
-            if computation.crop is None:  # else the answer may become another one
-                computation.emit(token=pb.Token(text=said.text, index=said.index))
-        elif isinstance(said, Answered):
-            self._answered(asked, computation, job, said)
+            computation.emit("refused", refused(said))
 
     def _accepted(self, asked: Asked, computation: Computation, job: Job, said: Accepted) -> None:
-        timings = computation.timings
-        timings.queue_ms = said.queue_s * 1e3
-        timings.decode_ms = said.decode_s * 1e3
-        timings.project_ms = said.project_s * 1e3
-        timings.inject_ms = said.inject_s * 1e3
-        for stage in ("queue", "decode", "project", "inject"):
-            self._metrics.stages[stage].observe(getattr(said, f"{stage}_s"))
+        stages, computation.accepted = self._metrics.stages, said
+        stages["queue"].observe(said.queue_s)
+        stages["decode"].observe(said.decode_s)
+        stages["project"].observe(said.project_s)
+        stages["inject"].observe(said.inject_s)
         computation.warnings = said.warnings
         computation.moments_score = said.moments_score
         for name in said.warnings:
@@ -179,7 +176,7 @@ class Teller:
                 self._scenes.hold(_scene_of(asked, computation, job), job)
         if not computation.question:
             self._under_way.end(asked.id, computation, None)
-        computation.emit(accepted=pb.Accepted(distortion=computation.distortion))
+        computation.emit("accepted", pb.Accepted(distortion=computation.distortion))
         if isinstance(asked, Session) and job.has_frame:
             risk = self._risk(asked, computation)
             if risk is not None:
@@ -194,15 +191,13 @@ class Teller:
         )
 
     def _answered(self, asked: Asked, computation: Computation, job: Job, said: Answered) -> None:
-        timings = computation.timings
+        metrics, timings = self._metrics, _timings_of(computation.accepted, said)
         if not job.has_frame:
-            timings.queue_ms = said.queue_s * 1e3
-            self._metrics.stages["queue"].observe(said.queue_s)
-        timings.prefill_ms, timings.generate_ms = said.prefill_s * 1e3, said.generate_s * 1e3
-        self._metrics.stages["prefill"].observe(said.prefill_s)
-        self._metrics.stages["generate"].observe(said.generate_s)
-        self._metrics.generated_tokens.inc(said.tokens)
-        self._metrics.answers.labels(asked.bundle_id).inc()
+            metrics.stages["queue"].observe(said.queue_s)
+        metrics.stages["prefill"].observe(said.prefill_s)
+        metrics.stages["generate"].observe(said.generate_s)
+        metrics.generated_tokens.inc(said.tokens)
+        metrics.answers.labels(asked.bundle_id).inc()
         computation.prompt_tokens = said.prompt_tokens
         answer = pb.Answer(
             text=said.text,
@@ -225,43 +220,67 @@ class Teller:
         if answer.HasField("risk"):
             self._metrics.risk.observe(answer.risk)
         self._under_way.end(asked.id, computation, answer)
-        self._log.info(
-            "answered",
-            request_id=job.request_id,
-            session=job.session,
-            frame=job.frame_number,
-            point=job.point,
-            tokens=answer.tokens,
-            fallback=answer.fallback,
-            total_ms=round((time.monotonic_ns() - computation.received_ns) / 1e6, 3),
-        )
-        computation.emit(answer=answer)
+        if logs.level_is(logging.INFO):
+            self._log.info(
+                "answered",
+                request_id=job.request_id,
+                session=job.session,
+                frame=job.frame_number,
+                point=job.point,
+                tokens=answer.tokens,
+                fallback=answer.fallback,
+                total_ms=round((time.monotonic_ns() - computation.received_ns) / 1e6, 3),
+            )
+        computation.emit("answer", answer)
 
     async def write(self, outbox: Outbox, context: Any) -> None:
         """Write a stream's events until it ends, and take the time when each leaves."""
         while True:
-            event, computation = await outbox.get()
+            if outbox.empty:
+                await outbox.filled()
+            event, kind, of = outbox.take()
             if event is None:
                 return
-            together = [(event, computation), *outbox.more()]
-            for one, of in together:
-                if of is not None and one.HasField("answer"):
-                    of.left(one)
+            together = [(event, kind, of)]
+            if outbox.wait_s:
+                together += outbox.more()
+            for one, kind, of in together:
+                if kind == "answer" and of is not None:
+                    of.left(one, kind)
             if len(together) > 1:
-                event = pb.InferEvent(events=[one for one, _ in together])
+                event = pb.InferEvent(events=[one for one, *_ in together])
             outbox.writing_since = time.monotonic()
             await context.write(event)
             outbox.writing_since = 0.0
-            for one, of in together:
-                if of is not None and one.HasField("token"):
-                    of.left(one)
-                elif of is not None and one.HasField("answer"):
+            for one, kind, of in together:
+                if kind == "token" and of is not None:
+                    of.left(one, kind)
+                elif kind == "answer" and of is not None:
                     self.observe(one.answer)
 
     def observe(self, answer: pb.Answer) -> None:
         """Count the times of an answer that has left."""
-        self._metrics.first_token_seconds.observe(answer.timings.ttft_ms / 1e3)
-        self._metrics.answer_seconds.observe(answer.timings.total_ms / 1e3)
+        timings = answer.timings
+        self._metrics.first_token_seconds.observe(timings.ttft_ms / 1e3)
+        self._metrics.answer_seconds.observe(timings.total_ms / 1e3)
+
+
+def _timings_of(accepted: Accepted | None, said: Answered) -> pb.Timings:
+    """Where the engine's time went; the front end's is added when the answer leaves."""
+    if accepted is None:
+        return pb.Timings(
+            queue_ms=said.queue_s * 1e3,
+            prefill_ms=said.prefill_s * 1e3,
+            generate_ms=said.generate_s * 1e3,
+        )
+    return pb.Timings(
+        queue_ms=accepted.queue_s * 1e3,
+        decode_ms=accepted.decode_s * 1e3,
+        project_ms=accepted.project_s * 1e3,
+        inject_ms=accepted.inject_s * 1e3,
+        prefill_ms=said.prefill_s * 1e3,
+        generate_ms=said.generate_s * 1e3,
+    )
 
 
 def _scene_of(session: Session, computation: Computation, job: Job) -> HeldScene:

@@ -189,6 +189,7 @@ class _FromLibraries(logging.Handler):
 
 
 _current: Lines | None = None
+_least = logging.INFO
 
 
 def configure(
@@ -213,7 +214,8 @@ def configure(
     import structlog
     from structlog.tracebacks import ExceptionDictTransformer
 
-    global _current
+    global _current, _least
+    _least = getattr(logging, level.upper())
     target: Stream | None = stream if stream is not None else sys.stderr
     if bar and stream is None:
         target = _BesideTheBar()
@@ -228,11 +230,16 @@ def configure(
             structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(sort_keys=False),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        wrapper_class=structlog.make_filtering_bound_logger(_least),
         logger_factory=structlog.WriteLoggerFactory(file=file),  # type: ignore[arg-type]
         cache_logger_on_first_use=False,
     )
     return structlog.get_logger(component=component)
+
+
+def level_is(level: int) -> bool:
+    """Whether lines of this level (`logging.INFO` and so on) are written; saves making them."""
+    return level >= _least
 
 
 def set_level(level: str) -> None:
@@ -243,8 +250,10 @@ def set_level(level: str) -> None:
     """
     import structlog
 
-    least = structlog.make_filtering_bound_logger(getattr(logging, level.upper()))
-    structlog.configure(**structlog.get_config() | {"wrapper_class": least})
+    global _least
+    _least = getattr(logging, level.upper())
+    wrapper = structlog.make_filtering_bound_logger(_least)
+    structlog.configure(**structlog.get_config() | {"wrapper_class": wrapper})
 
 
 def adopt_libraries(log: Logger) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from threading import Lock
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.samples import Sample
 
 from protos.distortion import Distortion
@@ -61,7 +62,7 @@ class MetricSet:
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
         """A counter; `labels` are the names of its labels."""
-        return Counter(self.prefix + name, text, labels, registry=self.registry)
+        return _Counter(self.prefix + name, text, labels, registry=self.registry)
 
     def gauge(self, name: str, text: str, *labels: str) -> Gauge:
         """A gauge."""
@@ -72,7 +73,40 @@ class MetricSet:
         return _Histogram(self.prefix + name, text, labels, buckets=buckets, registry=self.registry)
 
 
-class _Histogram(Histogram):
+class _Labelled(MetricWrapperBase):
+    """A metric whose children are found quickly by their labels."""
+
+    def labels(self, *labelvalues: object, **labelkwargs: object) -> Any:
+        """The child of these label values."""
+        known: Any = self._metrics
+        found = known.get(labelvalues)
+        return super().labels(*labelvalues, **labelkwargs) if found is None else found
+
+
+class _Counter(_Labelled, Counter):
+    """A counter that adds increments up many at once, or when it is read."""
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._late: deque[float] = deque()
+        self._adding = Lock()
+
+    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
+        self._late.append(amount)
+        if amount < 0 or len(self._late) >= _SORTED_AT_ONCE:
+            self._add()
+
+    def _child_samples(self) -> Iterable[Sample]:
+        self._add()
+        return super()._child_samples()
+
+    def _add(self) -> None:
+        """Add up what came so far; the thread of the metrics port does this too."""
+        with self._adding:
+            super().inc(sum([self._late.popleft() for _ in range(len(self._late))]))
+
+
+class _Histogram(_Labelled, Histogram):
     """A histogram that sorts observations into its buckets many at once, or when it is read."""
 
     def _metric_init(self) -> None:

@@ -22,14 +22,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from cloud_server.engine.jobs import (
-    LAST,
-    Accepted,
-    Cancel,
-    Dropped,
-    Job,
-    JobEvent,
-)
+from cloud_server.engine.jobs import Cancel, Dropped, Job, JobEvent, ends
 from cloud_server.engine.link import Sink
 from cloud_server.frontend.admission.memory import Room
 from cloud_server.frontend.admission.pace import Pace
@@ -173,7 +166,10 @@ class Admission:
         size = len(job.body) + len(job.kept) + len(job.question) + _REQUEST_BYTES
         request = Request(lane, rank, size, job, sink, dropped, picture)
         self._make_room(request)
-        self._of_session.setdefault(job.session, set()).add(request)
+        of_session = self._of_session.get(job.session)
+        if of_session is None:
+            of_session = self._of_session[job.session] = set()
+        of_session.add(request)
         self._memory.add(lane.tenant, size)
         self._enqueue(request)
         return request
@@ -328,15 +324,20 @@ class Admission:
 
     def _send(self) -> None:
         self._due = False
-        while self._sends and (request := self._next()) is not None:
+        engines = max(1, self._link.engines_up)
+        while self._sends and (request := self._next(engines)) is not None:
             try:
                 self._link.submit(request.job, partial(self._heard, request))
             except EngineUnavailableError as error:
                 self._heard(request, error)
 
-    def _next(self) -> Request | None:
-        """The request whose turn it is; from now on it counts as sent to the engine."""
-        bounds, engines = self._bounds, max(1, self._link.engines_up)
+    def _next(self, engines: int) -> Request | None:
+        """The request whose turn it is; from now on it counts as sent to the engine.
+
+        Args:
+            engines: how many are up.
+        """
+        bounds = self._bounds
         if len(self._given) >= bounds.given * engines:
             return None
         self._turns.step, self._turns.batch = bounds.batch, bounds.batch * engines
@@ -357,22 +358,22 @@ class Admission:
         return request
 
     def _may_go(self, request: Request) -> bool:
-        most = self._bounds.pictures * max(1, self._link.engines_up)
-        return not request.picture or self._pictures < most
+        if not request.picture:
+            return True
+        return self._pictures < self._bounds.pictures * max(1, self._link.engines_up)
 
     def _heard(self, request: Request, said: JobEvent | BridgeError) -> None:
-        ended = isinstance(said, (BridgeError, *LAST))
-        ended = ended or (isinstance(said, Accepted) and not request.job.question)
+        ended = isinstance(said, BridgeError) or ends(said, request.job)
         if ended:
             if self._given.pop(request.job.id, None) is not None:
                 self._pictures -= request.picture
             self._wake()
         if request.state == "over":
             return  # nobody waits for it
-        if isinstance(said, Dropped):
-            self._came_back(request)
-            return
         if ended:
+            if isinstance(said, Dropped):
+                self._came_back(request)
+                return
             self._over(request)
             if not isinstance(said, BridgeError):
                 self.pace.ended(self._turns.waiting > 0)

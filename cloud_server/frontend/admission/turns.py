@@ -19,7 +19,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from protos.calls import PRIORITIES
 
@@ -32,6 +32,7 @@ _ALARMS_AHEAD = 4.0
 _ALARMS_MORE = 2
 """Alarms that the engine gets beyond their sender's share of the batch."""
 _BACKGROUND_TURNS = 16
+_RANKS, _BACKGROUND_FIRST = (ALARM, NORMAL, BACKGROUND), (BACKGROUND, ALARM, NORMAL)
 _GREEDY = 4.0
 """Greedy is who has more under way than so many times one more than its neighbours on average."""
 
@@ -57,11 +58,13 @@ class Item:
         bytes: its memory.
         charged: whether its turn was counted already, when it was first sent to the engine.
         step_rows: it joins a step only while it has fewer rows than this; 0 for any step.
+        way: the nodes from the root to its session, while it waits or is in the engine.
     """
 
     lane: Lane
     rank: int
     bytes: int
+    way: tuple[_Node[Any], ...] = field(default=(), init=False, repr=False)
     charged: bool = field(default=False, init=False)
     step_rows: int = field(default=0, init=False)
 
@@ -75,7 +78,7 @@ class _Node(Generic[Given]):
     Attributes:
         start: how much it got, by weight (virtual time).
         clock: the virtual time of its child nodes.
-        waiting: requests that wait, by class.
+        waiting: requests that wait, by class; `waits` in all.
         places: requests that wait or are in the engine.
         given: requests in the engine.
         recent: child nodes that were active lately, and until when each counts as active.
@@ -102,6 +105,7 @@ class _Node(Generic[Given]):
         "start",
         "turns",
         "waiting",
+        "waits",
         "weight",
     )
 
@@ -109,16 +113,11 @@ class _Node(Generic[Given]):
         self.outer, self.name, self.weight = outer, name, 1.0
         self.start = self.clock = self.active = self.eager = 0.0
         self.waiting, self.listed = [0, 0, 0], [False, False, False]
-        self.places = self.bytes = self.given = self.turns = 0
+        self.waits = self.places = self.bytes = self.given = self.turns = 0
         self.nodes: dict[str, _Node[Given]] = {}
         self.recent: OrderedDict[_Node[Given], float] = OrderedDict()
         self.order: tuple[list[tuple[float, int, _Node[Given]]], ...] = ([], [], [])
         self.queues: tuple[OrderedDict[Given, None], ...] = ()
-
-    @property
-    def waits(self) -> int:
-        """Requests that wait."""
-        return sum(self.waiting)
 
     def lists(self, rank: int) -> bool:
         """Whether it belongs into its parent's heap of a class; alarms count as normal ones too."""
@@ -175,9 +174,14 @@ class Turns(Generic[Given]):
 
     def taken(self, lane: Lane) -> tuple[int, int, int]:
         """Places of a tenant, of its device and of its session."""
-        nodes = list(self._path(lane))
-        tenant, device, session, *_ = [node.places for node in nodes[1:]] + [0, 0, 0]
-        return tenant, device, session
+        tenant = self._all.nodes.get(lane.tenant)
+        device = None if tenant is None else tenant.nodes.get(lane.device)
+        session = None if device is None else device.nodes.get(lane.session)
+        return (
+            0 if tenant is None else tenant.places,
+            0 if device is None else device.places,
+            0 if session is None else session.places,
+        )
 
     # ------------------------------------------------------------------ in and out
 
@@ -189,7 +193,7 @@ class Turns(Generic[Given]):
             first: whether it was in the queue before; then it goes before the session's others. If
             the session has no others, the session goes behind those that stayed.
         """
-        now, node = self._clock(), self._all
+        now, node, rank = self._clock(), self._all, item.rank
         way = [node]
         for depth, name in enumerate(item.lane):
             inner = node.nodes.get(name)
@@ -202,25 +206,29 @@ class Turns(Generic[Given]):
             self._seen(inner, now)
             way.append(inner)
             node = inner
-        queue = node.queues[item.rank]
+        item.way = tuple(way)
+        queue = node.queues[rank]
         queue[item] = None
         if first:
             queue.move_to_end(item, last=False)
         for node in way:
-            if not node.waits and node.outer is not None:
+            outer = node.outer
+            if outer is not None and not node.waits:
                 late = 1.0 / node.weight if first else 0.0
-                node.start = max(node.start, node.outer.clock + late)
-                node.outer.eager += node.weight
-            node.waiting[item.rank] += 1
+                node.start = max(node.start, outer.clock + late)
+                outer.eager += node.weight
+            node.waiting[rank] += 1
+            node.waits += 1
             node.places += 1
             node.bytes += item.bytes
-            self._list(node)
+            if outer is not None and (rank == ALARM or not node.listed[rank]):
+                self._list(outer, node, rank)
 
     def remove(self, item: Given) -> None:
         """Remove a request from the queue, or from those in the engine."""
-        nodes = list(self._path(item.lane))
-        waited = nodes[-1].queues[item.rank].pop(item, False) is None
-        for node in nodes:
+        way, item.way = item.way, ()
+        waited = way[-1].queues[item.rank].pop(item, False) is None
+        for node in way:
             node.places -= 1
             node.bytes -= item.bytes
             if waited:
@@ -232,9 +240,8 @@ class Turns(Generic[Given]):
         """Count a request as in the engine although it did not wait."""
         now = self._clock()
         self.add(item)
-        nodes = list(self._path(item.lane))
-        del nodes[-1].queues[item.rank][item]
-        for node in nodes:
+        del item.way[-1].queues[item.rank][item]
+        for node in item.way:
             self._waits_no_more(node, item.rank)
             node.given += 1
             self._seen(node, now)
@@ -250,13 +257,14 @@ class Turns(Generic[Given]):
         everyone = self._all
         if not everyone.waits or everyone.given >= self.batch + self.ahead:
             return None
-        item = self._pick(everyone, self.batch, 0.0, may_go)
+        now = self._clock()
+        item = self._pick(everyone, self.batch, 0.0, may_go, now)
         if item is None:  # everyone who waits has its share of the batch
-            item = self._pick(everyone, self.batch, self.ahead, may_go)
+            item = self._pick(everyone, self.batch, self.ahead, may_go, now)
         if item is None:
             return None
         item.step_rows = self._step_rows(item)
-        for node in self._path(item.lane):
+        for node in item.way:
             outer = node.outer
             if outer is not None and not item.charged:
                 node.start = max(node.start, outer.clock)
@@ -319,18 +327,26 @@ class Turns(Generic[Given]):
         return None
 
     def _pick(
-        self, outer: _Node[Given], batch: float, ahead: float, may_go: Callable[[Given], bool]
+        self,
+        outer: _Node[Given],
+        batch: float,
+        ahead: float,
+        may_go: Callable[[Given], bool],
+        now: float,
     ) -> Given | None:
         """The next request within a node whose share of the engine's places is not used up."""
-        ranks = [ALARM, NORMAL, BACKGROUND]
-        if outer.turns % _BACKGROUND_TURNS == _BACKGROUND_TURNS - 1:
-            ranks = [BACKGROUND, ALARM, NORMAL]
+        turn = outer.turns % _BACKGROUND_TURNS
+        ranks = _RANKS if turn < _BACKGROUND_TURNS - 1 else _BACKGROUND_FIRST
         if outer.queues:
-            return next((i for rank in ranks for i in outer.queues[rank] if may_go(i)), None)
-        self._expire(outer)
+            for rank in ranks:
+                for item in outer.queues[rank]:
+                    if may_go(item):
+                        return item
+            return None
+        self._expire(outer, now)
         for rank in ranks:
-            if outer.waiting[rank] or rank == NORMAL:
-                found = self._pick_of(outer, rank, batch, ahead, may_go)
+            if rank == NORMAL or outer.waiting[rank]:
+                found = self._pick_of(outer, rank, batch, ahead, may_go, now)
                 if found is not None:
                     return found
         return None
@@ -342,6 +358,7 @@ class Turns(Generic[Given]):
         batch: float,
         ahead: float,
         may_go: Callable[[Given], bool],
+        now: float,
     ) -> Given | None:
         heap = outer.order[rank]
         aside: list[tuple[float, int, _Node[Given]]] = []
@@ -359,7 +376,7 @@ class Turns(Generic[Given]):
                     most = self._share(outer, node, batch, ahead)
                     more = _ALARMS_MORE if node.waiting[ALARM] and early < _ALARMS_AHEAD else 0
                     if node.given < max(1, int(sum(most) + 1e-9)) + more:
-                        found = self._pick(node, *most, may_go)
+                        found = self._pick(node, *most, may_go, now)
                 if found is None:
                     aside.append(heapq.heappop(heap))
         for entry in aside:
@@ -390,7 +407,7 @@ class Turns(Generic[Given]):
         if item.rank == ALARM or not self._window_s:
             return 0
         share = 1.0
-        for node in list(self._path(item.lane))[1:3]:
+        for node in item.way[1:3]:
             outer = node.outer
             if outer is None or node.waits < 2 or outer.active - node.weight <= 1e-9:
                 continue
@@ -421,16 +438,22 @@ class Turns(Generic[Given]):
                 node.outer.active += weight - node.weight
             node.weight = weight
 
-    def _list(self, node: _Node[Given]) -> None:
-        if node.outer is None:
-            return
-        for rank in (ALARM, NORMAL, BACKGROUND):
-            if not node.listed[rank] and node.lists(rank):
-                node.listed[rank] = True
-                heapq.heappush(node.outer.order[rank], (node.start, next(self._counts), node))
+    def _list(self, outer: _Node[Given], node: _Node[Given], rank: int) -> None:
+        """Put a node into its parent's heap of a class; alarms go into that of normal ones too."""
+        for one in (ALARM, NORMAL) if rank == ALARM else (rank,):
+            if not node.listed[one]:
+                node.listed[one] = True
+                heap = outer.order[one]
+                heapq.heappush(heap, (node.start, next(self._counts), node))
+                if len(heap) > 2 * len(outer.nodes) + 16:  # most are of nodes that are gone
+                    for _, _, listed in heap:
+                        listed.listed[one] = listed.lists(one)
+                    heap[:] = [entry for entry in heap if entry[2].listed[one]]
+                    heapq.heapify(heap)
 
     def _waits_no_more(self, node: _Node[Given], rank: int) -> None:
         node.waiting[rank] -= 1
+        node.waits -= 1
         outer = node.outer
         if outer is not None and not node.waits:
             outer.eager = outer.eager - node.weight if outer.waits else 0.0
@@ -444,12 +467,11 @@ class Turns(Generic[Given]):
         outer.recent[node] = now + self._window_s
         outer.recent.move_to_end(node)
 
-    def _expire(self, outer: _Node[Given]) -> None:
+    def _expire(self, outer: _Node[Given], now: float) -> None:
         """Forget child nodes that have no requests and were not active lately."""
-        now = self._clock()
         for _ in range(len(outer.recent)):
-            node, until = next(iter(outer.recent.items()))
-            if until > now:
+            node = next(iter(outer.recent))
+            if outer.recent[node] > now:
                 break
             if node.places:
                 outer.recent[node] = now + self._window_s
@@ -457,9 +479,3 @@ class Turns(Generic[Given]):
                 continue
             del outer.recent[node], outer.nodes[node.name]
             outer.active = outer.active - node.weight if outer.recent else 0.0
-        for rank, heap in enumerate(outer.order):  # entries of those forgotten
-            if len(heap) > 2 * len(outer.nodes) + 16:
-                for _, _, node in heap:
-                    node.listed[rank] = node.lists(rank)
-                heap[:] = [entry for entry in heap if entry[2].listed[rank]]
-                heapq.heapify(heap)

@@ -15,21 +15,20 @@ import itertools
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from cloud_server.engine.jobs import (
-    LAST,
-    Accepted,
     Cancel,
     Dropped,
     Failed,
     Forget,
     Job,
     JobEvent,
+    ends,
 )
 from cloud_server.engine.link import Sink
 from cloud_server.engine.store import Name
@@ -52,8 +51,7 @@ _PICTURE_WORK, _FRAME_WORK, _QUESTION_WORK, _TOKEN_WORK = 8.0, 1.0, 1.0, 0.1
 """Cost of a job's parts, in projected frames; measured with the reference model."""
 
 
-@dataclass(eq=False)
-class _Given:
+class _Given(Struct, eq=False):
     """A job that has not ended.
 
     Attributes:
@@ -124,7 +122,7 @@ class Dispatch:
         except QuarantinedError as error:
             sink(error)
             return
-        if not self.engines_up:
+        if not any(engine.ready for engine in self._engines):
             raise EngineUnavailableError("no engine is running; send it again")
         given = self._given[job.id] = _Given(job, sink, _work_of(job), alone)
         if alone:
@@ -186,6 +184,8 @@ class Dispatch:
             home = self._where.get(name) if name is not None else None
             if home is not None and home.ready:
                 return None if home is self._apart else home
+        if len(self._engines) == 1 and self._apart is None and self._engines[0].ready:
+            return self._engines[0]
         up = [e for e in self._engines if e.ready and e is not self._apart]
         answering = [e for e in up if not e.why_not()] or up
         return min(answering, key=lambda e: (self._work[e], e.index), default=None)
@@ -252,13 +252,14 @@ class Dispatch:
         if isinstance(said, BridgeError):
             said = self._blame(given, said)
             self._end(given)
-        elif isinstance(said, Failed) and said.code in _LOST_SCENE and self._again(given):
-            return
-        elif _ends(said, job):
+        elif ends(said, job):
+            if isinstance(said, Failed):
+                if said.code in _LOST_SCENE and self._again(given):
+                    return
+                if job.has_frame and job.hold:
+                    self._where.pop(job.scene, None)
             if given.alone:
                 self._quarantine.clear(job)
-            if isinstance(said, Failed) and job.has_frame and job.hold:
-                self._where.pop(job.scene, None)
             self._end(given)
         given.sink(said)
 
@@ -294,9 +295,10 @@ class Dispatch:
     def _end(self, given: _Given) -> None:
         self._given.pop(given.job.id, None)
         self._leave(given)
-        for queue in (self._waiting, self._suspects):
-            if given in queue:
-                queue.remove(given)
+        if self._waiting or self._suspects:
+            for queue in (self._waiting, self._suspects):
+                if given in queue:
+                    queue.remove(given)
         if self._alone is given:
             self._alone = None
         if self._apart is not None or self._suspects:
@@ -340,8 +342,8 @@ class Dispatch:
     # ------------------------------------------------------------------ small things
 
     def _place(self, name: Name, engine: KeptEngine) -> None:
+        self._where.pop(name, None)
         self._where[name] = engine
-        self._where.move_to_end(name)
         if len(self._where) > _MOST_PLACES:
             self._where.popitem(last=False)
 
@@ -356,13 +358,6 @@ def _needs(job: Job) -> Name | None:
     if not job.has_frame or job.box:
         return job.scene
     return (job.session, job.base) if job.base >= 0 else None
-
-
-def _ends(said: JobEvent, job: Job) -> bool:
-    """Whether it is a job's last event."""
-    if isinstance(said, Accepted):
-        return not job.question
-    return isinstance(said, LAST)
 
 
 def _work_of(job: Job) -> float:

@@ -41,17 +41,18 @@ def test_long_answers_are_remembered_up_to_their_bytes() -> None:
 
 def test_a_late_listener_hears_what_was_said_before() -> None:
     computation = Computation(b"12345678", 1, "q", 0)
-    computation.emit(accepted=pb.Accepted())
-    computation.emit(token=pb.Token(text="x"))
+    computation.emit("accepted", pb.Accepted())
+    computation.emit("token", pb.Token(text="x"))
     heard: list[str] = []
 
-    def listen(event: pb.InferEvent) -> None:
-        heard.append(str(event.WhichOneof("event")))
+    def listen(event: pb.InferEvent, kind: str) -> None:
+        assert event.WhichOneof("event") == kind
+        heard.append(kind)
 
     computation.listen(listen)
-    computation.emit(answer=pb.Answer(text="x"))
+    computation.emit("answer", pb.Answer(text="x"))
     computation.leave(listen)
-    computation.emit(token=pb.Token(text="y"))
+    computation.emit("token", pb.Token(text="y"))
     assert heard == ["accepted", "token", "answer"]
 
 

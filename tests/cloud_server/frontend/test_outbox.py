@@ -97,6 +97,6 @@ async def test_while_many_bytes_wait_no_more_requests_are_read() -> None:
     await asyncio.sleep(0)
     assert not waits.done() and outbox.bytes > 1 << 20
     for _ in range(4):
-        await outbox.get()
+        outbox.take()
     await waits
     assert outbox.bytes == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
@@ -161,6 +160,6 @@ def test_dropped_scenes_leave_no_memory_and_a_reused_number_is_the_newer_frame()
 def test_the_same_frame_accepted_twice_keeps_its_id() -> None:
     scenes = held()
     put(scenes, job(0))
-    again = dataclasses.replace(scene(job(0)), scene_id="another")
+    again = structs.replace(scene(job(0)), scene_id="another")
     scenes.hold(again, job(0))
     assert [found.scene_id for found in scenes.of("acme")] == ["id-s-0"]

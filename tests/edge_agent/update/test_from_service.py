@@ -395,7 +395,10 @@ async def test_a_service_that_errs_harms_nothing(tmp_path: Path) -> None:
             for name, value in change.items():
                 setattr(device.service.offered, name, value)
             await device.agent.turn()
-            assert device.metrics.update_failures.labels("frame_malformed")._value.get() > 0
+            failed = device.metrics.registry.get_sample_value(
+                "neural_bridge_edge_update_failures_total", {"error": "frame_malformed"}
+            )
+            assert failed
             assert not device.waits and device.install() == ""
         device.service.offered = None
         await device.agent.turn()

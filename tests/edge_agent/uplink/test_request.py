@@ -97,8 +97,9 @@ def test_a_still_camera_sends_deltas_and_a_key_frame_when_the_base_is_lost(tmp_p
             assert [header.frame_number for header in headers] == [0, 1, 2, 3, 5, 6]
             assert [header.base for header in headers] == [None, 0, 1, 2, None, 5]
             assert [header.kept_tokens for header in headers] == [4, 1, 1, 1, 4, 1]
-            coded = metrics.frames_coded
-            assert coded.labels("key")._value.get() == 2 and coded.labels("delta")._value.get() == 5
+            value = metrics.registry.get_sample_value
+            coded = "neural_bridge_edge_frames_coded_total"
+            assert value(coded, {"kind": "key"}) == 2 and value(coded, {"kind": "delta"}) == 5
             await uplink.close()
 
     run(test)
