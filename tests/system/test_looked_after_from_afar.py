@@ -18,6 +18,7 @@ from cloud_server.state import device_reports, devices, orders
 from cloud_server.state.orders import DeviceOrder
 from edge_agent.settings import PREFIX
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from tests.cloud_server.conftest import paths  # noqa: F401
 from tests.cloud_server.secured import Premises, secured
 from tests.fakes.loop import on_loop
 
@@ -82,7 +83,8 @@ def give(premises: Premises, order: pb.Order) -> DeviceOrder:
 
 @on_loop
 async def test_an_agent_is_configured_restarted_read_and_heard_after_a_crash(
-    paths: dict[str, Any], tmp_path: Path
+    paths: dict[str, Any],  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     folder = tmp_path / "device"
     (folder / "model").mkdir(parents=True)
