@@ -1,4 +1,4 @@
-"""`cloud-server devices configure|restart|capture|logs|orders|reports`: looks after devices from afar."""
+"""`cloud-server devices configure|restart|capture|logs|orders|reports`: care from afar."""
 
 from __future__ import annotations
 
