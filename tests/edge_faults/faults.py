@@ -29,7 +29,13 @@ class EdgeFaults:
     kinds: dict[str, dict[str, int | float]] = field(default_factory=dict)
 
     def judged(
-        self, kind: str, faults: int, frames: int, lost: int, doubled: int, **more: float
+        self,
+        kind: str,
+        faults: int,
+        frames: int,
+        lost: int,
+        doubled: int,
+        **more: float | list[int],
     ) -> None:
         """Report the faults of one kind, and assert that nothing was lost or answered twice.
 
