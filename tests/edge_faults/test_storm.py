@@ -39,7 +39,7 @@ from tests.edge_faults.station import QUESTION, Service, files
 
 AGENTS, AWAY_S, FRAMES_EVERY_S = 100, 25.0, 3.0
 STEADY_S = 8.0
-"""How long before the end of the outage the pauses are drawn from 0 to 10 s: 20 attempts a second."""
+"""So long before the outage ends pauses are drawn from 0 to 10 s: 20 attempts a second."""
 _IPV4, _TCP, _SYN, _ACK = b"\x08\x00", 6, 2, 16
 
 
