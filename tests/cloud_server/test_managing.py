@@ -376,6 +376,7 @@ def test_a_devices_certificates_and_last_renewal_are_shown(command: Command, fol
     assert "cc" in good(command(*other, "C"))
     assert in_json(command("devices", "list", "--json"))[0]["state"] == "revoked"
     assert in_json(command("audit", "--json"))[0]["action"] == "certificate.revoke"
+    assert "aa" in good(command("devices", "revoke", "gate-3")), "it could still be renewed"
     assert "no valid certificate" in good(command("devices", "revoke", "gate-3"))
     good(command("devices", "disable", "gate-3"))
     assert "valid" not in good(command("devices", "show", "gate-3"))

@@ -177,7 +177,7 @@ ASK = REQUESTS["ask of frame 0"].SerializeToString()
         (
             INFER + field(5, 1),
             pb.InferRequest,
-            "no field 5.*4 max_new_tokens, 7 priority, 8 parcel; send no others",
+            "no field 5.*4 max_new_tokens, 7 priority, 8 parcel, 13 crop; send no others",
         ),
         (INFER + b"\x2b\x2c", pb.InferRequest, "no field 5"),
         (INFER + field(3, "what ?"), pb.InferRequest, r"question is written twice: write it once"),
