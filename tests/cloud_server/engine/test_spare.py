@@ -42,7 +42,7 @@ async def _died_and_back(server: Running, restarts: int) -> None:
 
 def test_engines_that_die_are_replaced_by_the_same_spare(paths: dict[str, Any]) -> None:
     async def scenario() -> None:
-        async with running(paths) as server:
+        async with running(paths, spare=True) as server:
             spare = spare_of(os.getpid())
             engines = {*children(spare)}
             for restarts in (1, 2, 3):
@@ -60,7 +60,7 @@ def test_a_spare_that_is_killed_takes_its_engine_along_and_both_come_back(
     paths: dict[str, Any],
 ) -> None:
     async def scenario() -> None:
-        async with running(paths) as server:
+        async with running(paths, spare=True) as server:
             spare = spare_of(os.getpid())
             (engine,) = children(spare)
             os.kill(spare, signal.SIGKILL)
@@ -95,7 +95,7 @@ def test_no_engine_is_left_as_a_zombie_where_the_service_is_a_containers_first_p
     paths: dict[str, Any],
 ) -> None:
     async def scenario() -> None:
-        async with running(paths) as server:
+        async with running(paths, spare=True) as server:
             spare = spare_of(os.getpid())
             (engine,) = children(spare)
             os.kill(spare, signal.SIGKILL)
@@ -116,7 +116,7 @@ def test_a_spare_that_stands_still_when_its_engine_dies_is_replaced(
     monkeypatch.setattr(supervisor, "_GRACE_S", 0.2)
 
     async def scenario() -> None:
-        async with running(paths, heartbeat_timeout_s=1.0) as server:
+        async with running(paths, spare=True, heartbeat_timeout_s=1.0) as server:
             spare = spare_of(os.getpid())
             (engine,) = children(spare)
             os.kill(spare, signal.SIGSTOP)
@@ -142,7 +142,7 @@ def test_a_service_ends_though_its_spare_stands_still_and_its_engine_is_dead(
     monkeypatch.setattr(supervisor, "_GRACE_S", 0.2)
 
     async def scenario() -> None:
-        async with running(paths):
+        async with running(paths, spare=True):
             spare = spare_of(os.getpid())
             (engine,) = children(spare)
             os.kill(spare, signal.SIGSTOP)
@@ -210,7 +210,7 @@ def test_an_engine_that_was_never_ready_ends_its_spare_too(
     monkeypatch.setenv("FAKE_ENGINE_FAILS", "once")
 
     async def scenario() -> None:
-        async with running(paths) as server:
+        async with running(paths, spare=True) as server:
             assert (await server.get("/readyz"))[0] == 200
             spares = [int(line.split()[1]) for line in count.read_text().splitlines()]
             assert len(spares) == 2 and len(set(spares)) == 2
