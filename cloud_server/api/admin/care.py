@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from cloud_server.api.admin.attempt import Attempted
 from cloud_server.api.admin.management import Change, Management, Named, OfTenant
 from cloud_server.api.visit import caller_of
+from cloud_server.api.whole import WHOLE
 from cloud_server.state import device_reports, device_settings, devices, orders
 from cloud_server.state.device_reports import DeviceReport
 from cloud_server.state.orders import DeviceOrder
@@ -59,7 +60,7 @@ class OrderLog(BaseModel):
 class Logs(Change):
     """Which lines of its log a device sends."""
 
-    lines: int = Field(200, ge=1, le=100_000)
+    lines: Annotated[int, Field(ge=1, le=100_000), WHOLE] = 200
     since_s: float = Field(0.0, ge=0, le=1e11, description="seconds since 1970")
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from edge_agent.agent import Agent
 from edge_agent.plan import Plan
+from edge_agent.record import AnswerRecord
 from edge_agent.settings import Settings
 from edge_agent.sources import open_source
 from edge_agent.sources.opened import open_sources
@@ -83,12 +84,17 @@ def test_a_request_has_the_next_picture_taken_and_stop_ends_the_wait(
 ) -> None:
     run = over(tmp_path, [f"file://{moving}?name=gate&realtime=1&loop=1"], trigger=["request"])
 
-    def watch(agent: Agent) -> None:
-        threading.Timer(0.5, agent.request_capture).start()
-        run.on_record = lambda record: (run.records.append(record), agent.stop())  # type: ignore[func-returns-value,assignment]
-        agent.on_record = run.on_record
+    agents: list[Agent] = []
 
-    run.watch = watch
+    def watch(agent: Agent) -> None:
+        agents.append(agent)
+        threading.Timer(0.5, agent.request_capture).start()
+
+    def keep(record: AnswerRecord) -> None:
+        run.records.append(record)
+        agents[0].stop()
+
+    run.watch, run.on_record = watch, keep
     assert run().captures == 1
     assert [record.trigger for record in run.records] == ["request"]
     assert not children()

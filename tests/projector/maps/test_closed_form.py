@@ -42,7 +42,11 @@ def test_full_rank_is_ordinary_least_squares(pairs: tuple[Floats, Floats]) -> No
     _, _, x, y = _normalised(pairs)
     down, up, _ = fitted(pairs, 12, 0.0)
     expected, *_ = np.linalg.lstsq(x.astype(np.float64), y.astype(np.float64), rcond=None)
-    np.testing.assert_allclose(down @ up, expected, atol=1e-4)
+    # Coefficients of correlated columns depend on the BLAS, as moments are products in float32.
+    # What makes least squares is that no other map fits better, and that it predicts the same.
+    np.testing.assert_allclose(x @ down @ up, x @ expected, atol=1e-3)
+    least = ((x @ expected - y) ** 2).sum()
+    assert ((x @ down @ up - y) ** 2).sum() <= least * (1 + 1e-7)
 
 
 def test_no_random_map_of_the_same_rank_fits_better(pairs: tuple[Floats, Floats]) -> None:
