@@ -97,8 +97,8 @@ class Session:
     def next_frame(self, captured_at: float) -> tuple[int, int]:
         """Return a frame's number and the milliseconds since the previous frame's capture.
 
-        Times are rounded to `_TICK_MS`, and the remainder is carried over: a steady camera's are
-        all the same, and cost nothing in a parcel.
+        Times are rounded to `_TICK_MS`, and the remainder is carried over: a steady camera's do not
+        differ, and cost nothing in a parcel.
         """
         with self._lock:
             number, before = self._frames, self._captured_at

@@ -137,7 +137,8 @@ class Attendance:
         try:
             caller = self._gate.device(context)
             require_device(caller)
-            if self._store is None or self._live is None:
+            store = self._store
+            if store is None or self._live is None:
                 raise EngineUnavailableError("the database is not open")
             if self._leaving:
                 raise EngineUnavailableError("the service stops: attend again")
@@ -156,26 +157,30 @@ class Attendance:
             older.end()
         self._attending[device_id] = mine  # before the first look: no order falls between the two
         try:
-            await self._serve(mine, caller, request, context)
+            await self._serve(store, mine, caller, request, context)
         finally:
             if self._attending.get(device_id) is mine:
                 del self._attending[device_id]
-                self._note_end(self._store, device_id)
+                self._note_end(store, device_id)
 
     async def _serve(
-        self, mine: _Attending, caller: Caller, request: pb.AttendRequest, context: Any
+        self,
+        store: Store,
+        mine: _Attending,
+        caller: Caller,
+        request: pb.AttendRequest,
+        context: Any,
     ) -> None:
-        assert self._store is not None
         try:
-            waiting = await asyncio.to_thread(self._begin, self._store, mine.device_id, request)
+            waiting = await asyncio.to_thread(self._begin, store, mine.device_id, request)
         except BridgeError as error:
             await self._refusals.abort(context, error, "Attend")
         mine.offer(waiting)
         await context.send_initial_metadata(())
         self._log.info("device_attends", tenant=caller.tenant, device=caller.name)
-        await self._send(mine, caller, context)
+        await self._send(store, mine, caller, context)
 
-    async def _send(self, mine: _Attending, caller: Caller, context: Any) -> None:
+    async def _send(self, store: Store, mine: _Attending, caller: Caller, context: Any) -> None:
         while True:
             await mine.woken.wait()
             mine.woken.clear()
@@ -189,7 +194,7 @@ class Attendance:
                     "order_sent", tenant=caller.tenant, device=caller.name, order=id, kind=kind
                 )
             if ready:
-                await self._note_sent(list(ready))
+                await self._note_sent(store, list(ready))
             if mine.ended:
                 return
 
@@ -242,10 +247,9 @@ class Attendance:
             device_settings.remind(tx, device_id, request.settings.tried)
             return orders.waiting(tx.session, [device_id], tx.now_s).get(device_id, {})
 
-    async def _note_sent(self, ids: list[str]) -> None:
-        assert self._store is not None
+    async def _note_sent(self, store: Store, ids: list[str]) -> None:
         with contextlib.suppress(BridgeError):  # it is only shown
-            await asyncio.to_thread(self._sent, self._store, ids)
+            await asyncio.to_thread(self._sent, store, ids)
 
     def _sent(self, store: Store, ids: list[str]) -> None:
         with store.write(f"front-end:{self._front_end}", quiet=True) as tx:

@@ -6,6 +6,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import structlog
 
@@ -51,7 +52,7 @@ async def ending(call: Any) -> tuple[Any, ...]:
     try:
         async for chunk in call:
             return ("chunk", len(chunk.data))
-    except Exception:
+    except grpc.aio.AioRpcError:
         pass
     return await call.code(), await call.details(), sorted(await call.trailing_metadata() or ())
 

@@ -279,7 +279,7 @@ async def test_what_no_trusted_key_signed_is_never_installed(tmp_path: Path) -> 
         await device.agent.turn()
         assert not device.waits and device.service.told == {digest: "failed signature"}
         assert not list((device.state / FOLDER).glob("*.part"))
-        # An agent that was taken over hands it to root all the same.
+        # An agent that was taken over hands it to root anyway.
         file = device.state / FOLDER / f"{digest}.nbupdate"
         file.write_bytes(device.service.blob)
         waits = {"digest": digest, "number": 2, "version": "v2", "older": True, "failures": 0}
