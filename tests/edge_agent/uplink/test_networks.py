@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from pathlib import Path
 
@@ -100,6 +101,8 @@ def test_a_login_page_that_comes_after_the_first_session_bars_nothing(
             uplink = fake_uplink(dial_secure(served.address, Enrolled(file)), tmp_path, retries=0)
             assert_one_answer_each(await deliver_all(uplink, first := requests(1)), first)
             await served.stop()
+            while uplink.connected:  # until the agent has seen that its stream ended
+                await asyncio.sleep(0.01)
             with login_page(context, port=int(served.address.rpartition(":")[2])):
                 (outcome,) = await deliver_all(uplink, requests(1, question="later {}"))
                 error = outcome.error
