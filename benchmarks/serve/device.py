@@ -21,7 +21,7 @@ from benchmarks.serve.ledger import Entry
 from benchmarks.serve.pool import Pool
 from edge_agent.uplink.call_errors import error_of
 from edge_agent.uplink.dial import Dial
-from protos.calls import PROTOCOL_VERSION, SERVICE, SESSION_METADATA_KEY
+from protos.calls import PROTOCOL_VERSION, SERVICE, SESSION_METADATA_KEY, WHOLE_ANSWERS
 from protos.errors import BridgeError, UnknownSessionError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
@@ -43,6 +43,7 @@ class Device:
         tries: most attempts of one request.
         give_up_s: longest time for which a request is retried.
         priority: priority of its requests.
+        whole: whether it asks for answers alone, as the agent does, and not for tokens.
 
     Attributes:
         limits: the limits that the service announced.
@@ -62,10 +63,11 @@ class Device:
         tries: int = 1,
         give_up_s: float = 120.0,
         priority: int = 0,
+        whole: bool = False,
     ) -> None:
         self.name, self._dial, self._pool = name, dial, pool
         self._tries, self._give_up_s, self._priority = tries, give_up_s, priority
-        self._frames = 0
+        self._frames, self._whole = 0, whole
         self._channel: grpc.aio.Channel | None = None
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
@@ -99,7 +101,10 @@ class Device:
             infer = self._channel.stream_stream(
                 f"/{SERVICE}/Infer", response_deserializer=pb.InferEvent.FromString
             )
-            self._call = infer(metadata=((SESSION_METADATA_KEY, self.reply.session_id),))
+            metadata: tuple[tuple[str, str | bytes], ...] = (
+                (SESSION_METADATA_KEY, self.reply.session_id),
+            )
+            self._call = infer(metadata=(*metadata, WHOLE_ANSWERS) if self._whole else metadata)
             self._reader = asyncio.create_task(self._read(self._call))
         except BridgeError:
             await self._hang_up()

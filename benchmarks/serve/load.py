@@ -34,10 +34,11 @@ async def fleet(
     first: int = 0,
     tries: int = 1,
     name: str = "",
+    whole: bool = False,
 ) -> AsyncIterator[list[Device]]:
     """Connected devices, numbered from `first`; with a name, connections of one device."""
     devices = [
-        Device(name or f"device-{first + i}", dial(first + i), pool, tries=tries)
+        Device(name or f"device-{first + i}", dial(first + i), pool, tries=tries, whole=whole)
         for i in range(count)
     ]
     gate = asyncio.Semaphore(_CONNECTS)

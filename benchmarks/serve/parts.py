@@ -127,11 +127,11 @@ async def _one_and_many(
 ) -> tuple[dict[str, Any], list[Entry], list[str]]:
     """The rows of both, all their requests, and the answer to each item."""
     items = len(bench.pool.items)
-    async with fleet(1, place.dial, bench.pool) as (device,):
+    async with fleet(1, place.dial, bench.pool, whole=True) as (device,):
         calm = await calm_answers(device, items)
         right = sum(text == item.truth for text, item in zip(calm, bench.pool.items, strict=True))
         one = await closed_loop([device], items, 1, bench.seconds)
-    async with fleet(64, place.dial, bench.pool) as devices:
+    async with fleet(64, place.dial, bench.pool, whole=True) as devices:
         many = await closed_loop(devices, items, 64, bench.seconds)
     found = {"right": right / items, "one": one.row(), "many": many.row()}
     return found, [*one.entries, *many.entries], calm

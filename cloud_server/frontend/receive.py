@@ -38,6 +38,7 @@ from protos.calls import (
     EVENTS_APART,
     MOST_ACCEPTED_WAIT_MS,
     SESSION_METADATA_KEY,
+    WHOLE_ANSWERS,
 )
 from protos.digest import derived_id
 from protos.errors import (
@@ -135,6 +136,7 @@ class Receiver:
             await self._refusals.abort(context, EngineUnavailableError(missing), "Infer")
         stream = Stream(apart or self._outboxes.make(session.owner[0]))
         stream.apart = apart is not None
+        stream.whole = metadata.get(WHOLE_ANSWERS[0]) == WHOLE_ANSWERS[1]
         wait_s, most = _accepted_wait(metadata.get(ACCEPTED_WAIT_KEY, ""))
         stream.outbox.wait_s = wait_s
         stream.crop_bytes = self._crops.allowed(metadata.get(CROP_KEY))

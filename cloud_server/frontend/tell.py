@@ -54,13 +54,14 @@ class Stream:
 
     Attributes:
         apart: whether the client reads its events from the session's Events call.
+        whole: whether the client wants no Accepted and no Token of a request with a question.
         course: of its parcels.
         crop_bytes: longest crop that its device would send; 0 for none.
     """
 
     def __init__(self, outbox: Outbox | None = None) -> None:
         self.outbox = outbox or Outbox()
-        self.apart = False
+        self.apart = self.whole = False
         self.waiting: dict[bytes, tuple[Computation, Any]] = {}
         self.half_closed = False
         self.advised_less = False
@@ -73,6 +74,10 @@ class Stream:
 
         def pass_on(event: pb.InferEvent, kind: str) -> None:
             held = kind == "accepted" and not computation.question
+            if self.whole and not held and (kind == "accepted" or kind == "token"):
+                if kind == "token":
+                    computation.left(event, kind)
+                return
             put = self.outbox.put_aside if held else self.outbox.put
             put(event, kind, computation)
             if held or kind == "answer" or kind == "refused":

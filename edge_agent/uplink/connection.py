@@ -31,7 +31,13 @@ from edge_agent.uplink.servers import Servers, address_of
 from edge_agent.uplink.session import Session
 from edge_agent.uplink.stream import Stream, open_events
 from projector.codec.feedback import FeedbackDecoder
-from protos.calls import ACCEPTED_WAIT_KEY, CROP_KEY, EVENTS_APART, SESSION_METADATA_KEY
+from protos.calls import (
+    ACCEPTED_WAIT_KEY,
+    CROP_KEY,
+    EVENTS_APART,
+    SESSION_METADATA_KEY,
+    WHOLE_ANSWERS,
+)
 from protos.errors import (
     BridgeError,
     BundleVersionError,
@@ -350,6 +356,7 @@ class Connection:
             channels = [up]
             metadata: tuple[tuple[str, str | bytes], ...] = (
                 (SESSION_METADATA_KEY, session.session_id),
+                WHOLE_ANSWERS,
             )
             events = None
             if self._apart:

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from cloud_server.frontend import receive
-from protos.calls import ACCEPTED_WAIT_KEY, EVENTS_APART
+from protos.calls import ACCEPTED_WAIT_KEY, EVENTS_APART, WHOLE_ANSWERS
 from protos.digest import derived_id
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
@@ -463,6 +463,38 @@ def test_acknowledgements_wait_for_each_other_and_anything_else_takes_them_along
             await call.done_writing()
             last = await events.read()
             assert (last.events or [last])[-1].frame_number == 5, "the end takes it along"
+            call.cancel()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_device_that_wants_whole_answers_gets_one_event_for_each(
+    paths: dict[str, Any], apart: bool
+) -> None:
+    async def scene() -> None:
+        async with running(paths) as server:
+            edge = await server.edge()
+            stub = bridge_pb2_grpc.BridgeStub(server.channel)
+            metadata = (*edge.metadata, WHOLE_ANSWERS)
+            down = None
+            if apart:
+                request = pb.EventsRequest(session_id=edge.session.session_id)
+                down = stub.Events(request, timeout=120)
+                await down.initial_metadata()
+                metadata += (EVENTS_APART,)
+            call = stub.Infer(metadata=metadata, timeout=120)
+            events = down or call
+            for asked in ("count 4", "", "count 2"):
+                request = edge.frame(question=asked)
+                await call.write(request)
+                event = await events.read()
+                assert event.request_id == request.request_id
+                assert event.WhichOneof("event") == ("answer" if asked else "accepted")
+                if asked:
+                    told = event.answer
+                    assert told.tokens == int(asked[-1]) and told.text
+                    assert 0 < told.timings.ttft_ms < told.timings.total_ms
             call.cancel()
 
     asyncio.run(scene())
