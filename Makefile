@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test node postgresql gstreamer systemd emulator network examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
+.PHONY: help setup demo test test-slow node postgresql gstreamer systemd emulator network examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -42,9 +42,13 @@ demo: $(READY) ## A cloud server and an edge agent answer questions about unseen
 	@echo "demo: the same questions by every other arm, into the same report"
 	@$(BIN)/python -m benchmarks.compare --answers build/demo/answers-1.jsonl
 
-test: $(READY) node postgresql gstreamer systemd ## Every test (WORKERS=1 for one process)
-	@echo "test: pytest with $(WORKERS) workers; skipped tests are listed with their reason"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+test: $(READY) node postgresql gstreamer systemd ## The quick tests, of everything (WORKERS=1 for one process)
+	@echo "test: pytest with $(WORKERS) workers; skipped tests are listed with their reason; make test-slow has the others"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+test-slow: $(READY) node postgresql gstreamer systemd ## The slow tests: training, kills, every flipped byte; about 25 minutes
+	@echo "test-slow: pytest with $(WORKERS) workers; skipped tests are listed with their reason"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
 
 node: $(NODE) ## Node.js and the modules of examples/node (without them its tests are skipped)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -25,3 +26,19 @@ def logs_as_they_were() -> Iterator[None]:
     """No test leaves logging configured: the next would print its log lines on standard output."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The cases that `quick` does not name are slow."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("quick")
+        if mark is None:
+            continue
+        name, _, case = item.nodeid.partition("[")
+        seen[name] += 1
+        first, *more = mark.args
+        quick = seen[name] <= first if isinstance(first, int) else case[:-1] in (first, *more)
+        if not quick:
+            item.add_marker(pytest.mark.slow)

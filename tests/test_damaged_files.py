@@ -81,6 +81,7 @@ def said(run: Callable[[], int], captured: CAPTURE) -> str:
     return ""
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", MODEL)
 @pytest.mark.parametrize("program", ["edge-agent", "projector"])
 def test_a_program_that_meets_a_damaged_model_ends_with_one_plain_line(
@@ -98,6 +99,7 @@ def test_a_program_that_meets_a_damaged_model_ends_with_one_plain_line(
     assert not wrong
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", MODEL)
 def test_an_engine_that_meets_a_damaged_model_says_so_to_the_service(
     name: str, files: Files, tmp_path: Path
@@ -113,6 +115,7 @@ def test_an_engine_that_meets_a_damaged_model_says_so_to_the_service(
     assert refused > 8
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "name", ["bundle.json", "edge.safetensors", "cloud.safetensors", "certificate.json"]
 )

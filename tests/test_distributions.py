@@ -99,6 +99,7 @@ def test_the_two_distributions_go_together() -> None:
     assert f"neural-bridge[edge,cloud,align]=={both[0]['version']}" in both[1]["dependencies"]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("package", ["edge_agent", "cloud_server", "projector"])
 def test_a_command_of_the_products_wheel_starts(
     product: Path, tmp_path: Path, package: str

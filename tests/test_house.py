@@ -340,6 +340,7 @@ def test_the_top_level_holds_only_what_belongs_there() -> None:
     assert {n for n in names if not n.startswith(".")} <= TOP_LEVEL
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("script", sorted(_project()["scripts"]))
 @pytest.mark.parametrize("flag", ["--help", "--version", "--check-config"])
 def test_each_console_script_says_what_it_is(script: str, flag: str) -> None:

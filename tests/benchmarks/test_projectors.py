@@ -123,6 +123,7 @@ def test_means_retention_and_targets_follow_from_the_rows() -> None:
     assert smallest["measured"].startswith("64")
 
 
+@pytest.mark.slow
 def test_the_page_and_the_docs_table_hold_every_map_and_control(tmp_path: Path) -> None:
     found = report()
     figures.summarise(found)

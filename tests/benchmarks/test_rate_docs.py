@@ -121,6 +121,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_table_that_is_out_of_date_is_found_and_written(folder: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.rate.docs", "--report", str(folder / "rate.json")]
     command += ["--page", str(folder / "page.md")]
@@ -134,6 +135,7 @@ def test_a_table_that_is_out_of_date_is_found_and_written(folder: Path) -> None:
     assert "<svg" in (folder / "rate-chain.svg").read_text()
 
 
+@pytest.mark.slow
 def test_the_page_holds_the_tables_and_a_plot_of_its_own_for_fixed_cameras() -> None:
     video = {"kind": "video", "edge_model": "", "name": "h264 crf 38", "minus_cloud_image": PLAIN}
     video |= {"payload_bytes": 100.0, "wire_bytes": 200.0, "accuracy": 0.9}
@@ -146,6 +148,7 @@ def test_the_page_holds_the_tables_and_a_plot_of_its_own_for_fixed_cameras() -> 
     assert "h264 crf 38" in page and "h264 crf 38 |" not in markdown(alone)
 
 
+@pytest.mark.slow
 def test_the_plot_is_the_same_file_for_the_same_figures() -> None:
     first, again = ([p.svg for p in docs.parts(report()) if isinstance(p, Plot)] for _ in range(2))
     assert first == again and all("<svg" in svg for svg in first)

@@ -62,6 +62,7 @@ def test_the_other_number_of_a_word_is_a_form_of_it_both_ways(other: str) -> Non
     assert len(known) == 1 and known[0] in facts.forms(other)
 
 
+@pytest.mark.slow
 def test_texts_and_questions_are_exported_as_projector_reads_them(
     vocabularies: tuple[list[str], list[str]], tmp_path: Path, capsys: Any
 ) -> None:
@@ -95,6 +96,7 @@ def vocabularies() -> tuple[list[str], list[str]]:
     return [f"\u0120{word}" for word in words], [f"\u2581{word}" for word in [*words, "Quartz"]]
 
 
+@pytest.mark.slow
 def test_no_word_of_the_unseen_split_occurs_in_the_lessons(
     vocabularies: tuple[list[str], list[str]],
 ) -> None:
@@ -109,6 +111,7 @@ def test_no_word_of_the_unseen_split_occurs_in_the_lessons(
     assert made == diverse.make(600, 0, words) != diverse.make(600, 1, words)
 
 
+@pytest.mark.slow
 def test_choices_are_made_on_words_that_no_lesson_and_no_split_holds(
     vocabularies: tuple[list[str], list[str]],
 ) -> None:
@@ -121,6 +124,7 @@ def test_choices_are_made_on_words_that_no_lesson_and_no_split_holds(
         assert not facts.forms(word.lower()) & told, word
 
 
+@pytest.mark.slow
 def test_a_lesson_asks_for_what_its_text_says(vocabularies: tuple[list[str], list[str]]) -> None:
     for lesson in diverse.make(300, 1, diverse.Words.of(*vocabularies)):
         for seed, kind in ((3, lesson.full or lesson.brief), (4, lesson.brief)):
@@ -307,6 +311,7 @@ def learner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return Learner(source, target, folder / "work", settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [FULL, 16])
 def test_a_map_carried_on_begins_at_the_closed_form_and_stays_of_its_family(
     learner: Learner, rank: int
@@ -324,6 +329,7 @@ def test_a_map_carried_on_begins_at_the_closed_form_and_stays_of_its_family(
         assert float((made.predict(x) - want).abs().max()) > 1e-4
 
 
+@pytest.mark.slow
 def test_the_benchmark_reports_every_arm_and_resumes(
     learner: Learner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +370,7 @@ def test_the_benchmark_reports_every_arm_and_resumes(
     assert len(bench.Bench(args, learner).rows) == len(again.rows), "nothing was forgotten"
 
 
+@pytest.mark.slow
 def test_what_was_learnt_from_other_texts_is_not_gone_on_with(
     learner: Learner, tmp_path: Path
 ) -> None:

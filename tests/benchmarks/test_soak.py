@@ -58,6 +58,7 @@ def test_a_run_that_is_too_short_to_tell_is_a_failure() -> None:
     assert "too few" in str(Soak(320 * MB, made).figures()["problems"])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_memory_stays_within_base_and_caps_over_a_thousand_answers(tmp_path: Path) -> None:
     """Without the pool an engine is 200 MB above its limit by then."""

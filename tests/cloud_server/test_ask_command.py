@@ -59,6 +59,7 @@ def test_the_answer_goes_to_standard_output_and_what_it_rests_on_to_standard_err
     asyncio.run(work())
 
 
+@pytest.mark.slow
 def test_a_key_in_a_file_or_the_environment_and_the_services_own_roots_are_used(
     paths: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_key_in_a_file_or_the_environment_and_the_services_own_roots_are_used(
     asyncio.run(work())
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("url", ["ftp://x", "https://", "localhost:8443", "http://x:99999"])
 def test_a_malformed_url_is_refused(url: str) -> None:
     code, _, err = asyncio.run(typed("gate-3", "?", "--url", url))

@@ -102,6 +102,7 @@ def test_no_private_key_is_in_the_backup_of_the_state(
     assert not any(b"PRIVATE" in path.read_bytes() for path in folder.rglob("*.pem"))
 
 
+@pytest.mark.slow
 def test_a_database_is_not_replaced_unless_that_is_asked_for(
     command: Command, folder: Path, tmp_path: Path
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_database_is_not_replaced_unless_that_is_asked_for(
     assert states(command) == {"gate-3": "disabled", "gate-4": "not enrolled"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("journal", [True, False], ids=["with journal", "without journal"])
 def test_a_damaged_database_is_put_aside_and_its_journal_is_used(
     command: Command, folder: Path, tmp_path: Path, journal: bool
@@ -136,6 +138,7 @@ def test_a_damaged_database_is_put_aside_and_its_journal_is_used(
     assert states(command) == {"gate-3": expected, "gate-4": "not enrolled"}
 
 
+@pytest.mark.slow
 def test_another_authoritys_backup_is_refused(
     command: Command, folder: Path, tmp_path: Path
 ) -> None:
@@ -146,6 +149,7 @@ def test_another_authoritys_backup_is_refused(
     assert code == ConflictError.exit_code and "another authority" in err
 
 
+@pytest.mark.slow
 def test_files_that_are_there_stay_as_they_are(
     command: Command, folder: Path, tmp_path: Path
 ) -> None:
@@ -157,6 +161,7 @@ def test_files_that_are_there_stay_as_they_are(
     assert (folder / "settings.toml").read_text() == "port = 7\n"
 
 
+@pytest.mark.slow
 def test_a_backup_goes_from_sqlite_to_postgresql_and_back(
     command: Command, folder: Path, tmp_path: Path
 ) -> None:
@@ -177,6 +182,7 @@ def test_a_backup_goes_from_sqlite_to_postgresql_and_back(
     assert states(command) == {**expected, "gate-9": "not enrolled"}
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line_with_the_errors_exit_code(
     command: Command, folder: Path, tmp_path: Path
 ) -> None:
@@ -209,6 +215,7 @@ def test_mistakes_are_one_line_with_the_errors_exit_code(
     assert states(command) == before and not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_what_root_makes_belongs_to_the_services_user(
     command: Command, folder: Path, tmp_path: Path
@@ -226,6 +233,7 @@ def test_what_root_makes_belongs_to_the_services_user(
     assert {"state.db", "revocations", "settings.toml", "intermediate.pem"} <= set(found)
 
 
+@pytest.mark.slow
 def test_a_backup_without_room_leaves_nothing_behind(
     command: Command, folder: Path, tmp_path: Path
 ) -> None:
@@ -254,6 +262,7 @@ def test_a_backup_without_room_leaves_nothing_behind(
     assert {path.name: path.read_bytes() for path in folder.glob("state.db")} == before
 
 
+@pytest.mark.slow
 def test_the_passphrase_is_asked_for_on_a_terminal_twice(folder: Path, tmp_path: Path) -> None:
     script = "import sys; from cloud_server import cli; sys.exit(cli.main(sys.argv[1:]))"
 

@@ -197,6 +197,7 @@ def test_the_audit_log_names_the_user_of_the_system(command: Command) -> None:
     assert " requests_per_s=5" in shown
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -402,6 +403,7 @@ def test_a_devices_certificates_are_revoked_and_it_stays_enabled(
     assert "ab3" in (folder / "revocations").read_text(), "a restore does not bring it back"
 
 
+@pytest.mark.slow
 def test_what_lists_print_fits_80_columns(
     command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def more(server: stage.Server, before: int) -> bool:
     return taken_over(server) > before
 
 
+@pytest.mark.slow
 def test_a_device_enrols_asks_and_notices_nothing_while_the_authority_changes(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,7 @@ def lost(port: int) -> dict[str, float]:
     return {process: float(value) for process, value in found}
 
 
+@pytest.mark.slow
 def test_requests_are_answered_after_the_reader_of_the_logs_is_gone(
     files: Files, tmp_path: Path
 ) -> None:
@@ -80,6 +81,7 @@ def test_requests_are_answered_after_the_reader_of_the_logs_is_gone(
         assert lost(ready["metrics_port"])["frontend"] > 0
 
 
+@pytest.mark.slow
 def test_requests_are_answered_while_the_reader_of_the_logs_stands_still(
     files: Files, tmp_path: Path
 ) -> None:
@@ -98,6 +100,7 @@ def test_requests_are_answered_while_the_reader_of_the_logs_stands_still(
         os.close(writing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "redirect", ["2>/dev/full", ">/dev/full", ">&- 2>&- <&-", ">/dev/full 2>/dev/full"]
 )
@@ -108,6 +111,7 @@ def test_the_service_starts_and_answers_whatever_its_streams_are(
         assert ask(ready["port"], 0)
 
 
+@pytest.mark.slow
 def test_a_service_whose_readiness_line_nobody_reads_goes_on(files: Files, tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
@@ -117,6 +121,7 @@ def test_a_service_whose_readiness_line_nobody_reads_goes_on(files: Files, tmp_p
     os.close(write)
 
 
+@pytest.mark.slow
 def test_without_standard_error_the_logs_do_not_go_to_standard_output(
     files: Files, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def runs(root: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env={}).stdout
 
 
+@pytest.mark.slow
 def test_installs_twice_upgrades_and_uninstalls(wheelhouse: Path, tmp_path: Path) -> None:
     model = tmp_path / "export"
     model.mkdir()
@@ -106,6 +107,7 @@ def test_a_dry_run_changes_nothing(wheelhouse: Path, tmp_path: Path) -> None:
     assert "would run: mkdir" in done.stdout and "-m pip install" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_installation_that_breaks_off_leaves_nothing_half_made(
     wheelhouse: Path, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def too_new(folders: list[str], *options: str) -> list[str]:
     return re.findall(r"^.* require[s]? .*3\.1[1-9].*$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_code_of_a_device_runs_on_python_3_10() -> None:
     excluded = [word for name in LATER for word in ("--exclude", name)]
     assert too_new(list(ON_A_DEVICE), *excluded) == []

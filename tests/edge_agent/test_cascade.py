@@ -136,6 +136,7 @@ def calibrated(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "edge-a"
 
 
+@pytest.mark.slow
 def test_a_calibrated_export_answers_here_or_asks(
     calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

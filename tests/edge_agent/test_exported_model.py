@@ -225,6 +225,7 @@ def test_a_device_that_does_not_run_is_an_error_and_never_the_cpu(
         load(export, device=device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [tiny_llava, tiny_idefics3], ids=["llava", "idefics3"])
 def test_other_families_are_exported_too(build: object, tmp_path: Path) -> None:
     from projector.models.vlm import VLM

@@ -40,6 +40,7 @@ def checkpoint(folder: Path, numbers: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["export", "checkpoint"])
 def test_the_estimate_is_within_a_band_of_what_is_measured(export: Path, kind: str) -> None:
     path = export if kind == "export" else REFERENCE

@@ -72,6 +72,7 @@ def shell(stage: Path, server: FakeBridge, script: str) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "streams", ["2>/dev/full", "2>&-", ">&- 2>&- <&-", "2>/dev/full --progress"]
 )
@@ -106,6 +107,7 @@ def test_a_closed_pipe_ends_the_run_as_a_shell_expects(stage: Path, server: Fake
     assert all(json.loads(line) for line in said.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["$RUN", "$ASK"])
 def test_answers_that_cannot_be_written_are_an_error_that_says_so(
     stage: Path, server: FakeBridge, command: str
@@ -116,6 +118,7 @@ def test_answers_that_cannot_be_written_are_an_error_that_says_so(
     assert last.startswith("edge-agent: disk_full: standard output") and "No space" in last
 
 
+@pytest.mark.slow
 def test_a_closed_standard_output_counts_as_dev_null(stage: Path, server: FakeBridge) -> None:
     assert shell(stage, server, "$ASK >&-").returncode == 0
     assert shell(stage, server, "$RUN >&-").returncode == 0

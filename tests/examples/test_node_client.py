@@ -87,6 +87,7 @@ def answers(printed: str) -> list[tuple[str, str]]:
     return re.findall(r"^(.*) -> (.*)$", printed, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", range(PICTURES))
 def test_the_client_gets_the_agents_answers_from_the_same_cache_and_the_same_picture(
     node: str, server: stage.Server, tmp_path: Path, start: int
@@ -113,6 +114,7 @@ def test_the_client_gets_the_agents_answers_from_the_same_cache_and_the_same_pic
     assert len(figures) == 4
 
 
+@pytest.mark.slow
 def test_the_raw_cache_goes_too(node: str, server: stage.Server, tmp_path: Path) -> None:
     seen = export(EDGE, "yard://test?start=5&count=1", tmp_path)
     question = seen.questions[0]
@@ -136,6 +138,7 @@ def test_a_refusal_is_told_by_its_code_and_ends_the_client(
     assert "402" in done.stderr and "600 bytes, at most 512" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_example_runs_by_its_one_command(node: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "examples.node"],
@@ -179,6 +182,7 @@ def run(node: str, folder: Path, served: FakeBridge, *questions: str) -> tuple[i
 ANSWERS = "what ? -> about what ?\n", "and then ? -> about and then ?\n"
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("trouble", "said"),
     [
@@ -304,6 +308,7 @@ def test_a_revoked_device_is_told_and_does_not_ask_again(node: str, folder: Path
     assert code == 1 and "701" in err and "again after" not in out
 
 
+@pytest.mark.slow
 def test_the_client_waits_as_long_as_the_service_asks(node: str, folder: Path) -> None:
     error = OverloadedError("full", retry_after_s=1.5)
     served = FakeBridge(make_encoder(), refusals={"what ?": [error]})

@@ -156,6 +156,7 @@ def _encoded(
     return kept, bytes.fromhex(body), figures
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("edge", ["edge-a", "edge-b", "edge-c"])
 @pytest.mark.parametrize("what", ["fp8", "some tokens", "few latents", "raw"])
 def test_the_client_encodes_a_cache_as_the_agent_does(

@@ -22,6 +22,8 @@ from protos.calls import SERVICE, SESSION_METADATA_KEY
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from tests.faults.arena import ITEMS, Faults, steady, times
 
+pytestmark = pytest.mark.slow
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + struct.pack(">I", 0)[1:] + b"\x04\x00" + bytes(4)
 """What an HTTP/2 client says first, with empty settings."""
 STRANGER = 20

@@ -8,9 +8,13 @@ import random
 import signal
 from collections.abc import Callable
 
+import pytest
+
 from benchmarks.serve.pool import Pool
 from benchmarks.serve.site import Site
 from tests.faults.arena import Faults, steady, times
+
+pytestmark = pytest.mark.slow
 
 
 def replaced(place: Site, engine: int) -> Callable[[], bool]:

@@ -27,6 +27,8 @@ from reference.demo.halves import edge_agent
 from reference.demo.processes import Child
 from tests.faults.arena import FULL, QUICK, SLOW, Faults, Steady, steady, times
 
+pytestmark = pytest.mark.slow
+
 BALANCER = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
 UNDER_WAY = 64
 COMPARED = 60

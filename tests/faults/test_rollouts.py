@@ -23,6 +23,8 @@ from tests.faults.arena import FULL, SLOW, Faults, Steady, steady, times
 from tests.faults.test_restarts import fixed, free_port
 from tests.system.test_rollout import next_version
 
+pytestmark = pytest.mark.slow
+
 MOMENTS = ("loading", "judging", "offered", "retiring")
 
 

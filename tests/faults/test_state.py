@@ -27,6 +27,8 @@ from protos.errors import BridgeError
 from reference.demo.halves import BUNDLE, BUNDLES
 from tests.faults.arena import FULL, ITEMS, QUICK, SLOW, Faults, Steady, steady, times
 
+pytestmark = pytest.mark.slow
+
 DATABASE = "state.db"
 NEWCOMER = 20
 COMPILER = shutil.which("cc")

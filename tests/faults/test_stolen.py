@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import grpc
+import pytest
 
 from benchmarks.serve.identities import TENANTS
 from benchmarks.serve.load import fleet
@@ -17,6 +18,8 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.neuralbridge.v1 import bridge_pb2_grpc
 from protos.requests import seal_ask
 from tests.faults.arena import Faults, Steady, steady, times
+
+pytestmark = pytest.mark.slow
 
 VICTIM = 20
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -30,6 +31,8 @@ from protos.errors import BridgeError, OfflineError, UnauthenticatedError
 from protos.identity import device_uri
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from tests.faults.arena import ITEMS, Faults, Steady, steady, times
+
+pytestmark = pytest.mark.slow
 
 STRANGER = 20
 

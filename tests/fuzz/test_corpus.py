@@ -47,6 +47,7 @@ def test_what_an_edge_sends_is_accepted_by_every_way_in(point: int) -> None:
     assert target.check(bytes((target.ASK,)) + ask.SerializeToString())
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, database=None)
 @given(st.binary(max_size=96), st.integers(0, 7), st.integers(0, 2**16))
 def test_any_damage_to_a_parcel_is_read_or_refused(noise: bytes, way: int, at: int) -> None:

@@ -125,6 +125,7 @@ def test_every_encoding_that_a_library_may_write_is_accepted_and_means_the_same(
         assert accept(raw, type(message)) == message, how
 
 
+@pytest.mark.quick("infer, alarm", "ask", "feedback")
 @pytest.mark.parametrize("name", REQUESTS)
 def test_no_flipped_bit_of_any_encoding_is_accepted(name: str) -> None:
     kind = type(REQUESTS[name])

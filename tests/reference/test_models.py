@@ -86,6 +86,7 @@ def test_no_flipped_bit_of_a_real_frame_of_the_reference_pair_is_accepted(pair: 
     assert accepted == []
 
 
+@pytest.mark.slow
 def test_answers_come_from_the_picture_whose_cache_was_injected(pair: Pair) -> None:
     test = TestSet.load("validation", 48, 6)
     states = pair.states(test.pictures)

@@ -42,6 +42,7 @@ def test_a_recipe_runs_the_products_own_commands_with_flags_that_they_have(
         assert code == SourceError.exit_code or "guard" in step.command, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edge", EDGES)
 def test_a_recipes_map_can_be_made_between_its_models(edge: str) -> None:
     chosen = Recipe.read(RECIPES / f"{edge}.toml").flags["train"]

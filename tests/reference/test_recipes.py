@@ -76,6 +76,7 @@ def make_batch(trainee: Trainee, pictures: Any, count: int, questions: int) -> B
     )[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_saved_recipe_loads_with_the_layout_that_its_docstring_promises(
     name: str, loaded: dict[str, VLM]
@@ -215,6 +216,7 @@ def test_a_cell_s_labels_are_of_the_objects_whose_centres_fall_into_it(grid: zoo
         assert (labels["cell"][index, int(scenes.n_objects[index]) :] == -1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EDGES)
 def test_a_few_steps_on_one_batch_lower_every_loss(name: str, pictures: FewPictures) -> None:
     trainee = make_trainee(name)
@@ -258,6 +260,7 @@ def test_labels_of_words_point_at_the_cells_that_hold_what_they_name(
     assert checked >= 10
 
 
+@pytest.mark.slow
 def test_training_resumes_where_it_stopped_and_ends_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

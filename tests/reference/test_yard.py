@@ -137,6 +137,7 @@ def test_objects_are_placed_freely_and_stay_visible(scenes: Scenes) -> None:
     assert len(np.unique(np.round(x))) > 90  # not on a grid
 
 
+@pytest.mark.slow
 def test_every_object_changes_the_picture(scenes: Scenes) -> None:
     few = scenes[:24]
     whole = render(few, noise=False).astype(int)
@@ -150,6 +151,7 @@ def test_every_object_changes_the_picture(scenes: Scenes) -> None:
             assert changed.sum() >= least, KINDS[few.kind[index, slot]]
 
 
+@pytest.mark.slow
 def test_sensor_noise_stays_above_38_db(scenes: Scenes) -> None:
     few = scenes[:128]
     clean = render(few, noise=False).astype(np.float64)

@@ -40,6 +40,8 @@ from tests.cloud_server.stage import Server, running_server
 from tests.fakes import two_way
 from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "what is left of the red car ?"
 SCENES = 4
 

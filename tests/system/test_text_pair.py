@@ -23,6 +23,8 @@ from tests.fakes.text_pair import QUESTION, TEXTS, TextPair, in_process, make_pa
 from tests.fakes.tiny_models import picture, tiny_idefics3
 from tests.fakes.toolkit import code_of
 
+pytestmark = pytest.mark.slow
+
 Ask = Callable[..., int]
 LONG = "the " * 25  # 100 of the large model's tokens
 

@@ -84,12 +84,14 @@ def test_the_page_needs_no_other_file(report: dict[str, Any], testset: TestSet) 
     assert made.count("data:image/webp;base64,") == 10
 
 
+@pytest.mark.slow
 def test_the_page_says_when_a_run_was_not_whole(report: dict[str, Any], testset: TestSet) -> None:
     report |= {"whole": False, "problems": ["3 of 60 questions have <no> answer"]}
     made = render(report, testset)
     assert "3 of 60 questions have &lt;no&gt; answer" in made
 
 
+@pytest.mark.slow
 def test_a_target_that_was_missed_is_shown_as_missed(
     report: dict[str, Any], testset: TestSet
 ) -> None:

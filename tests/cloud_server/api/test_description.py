@@ -62,6 +62,7 @@ def fuzzed(described: Described, key: str, folder: Path, *more: str) -> str:
 
 
 # The operator comes last: it may remove the application's tenant.
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["application", "operator"])
 def test_every_route_answers_as_its_description_says(
     described: Described, tmp_path: Path, kind: str

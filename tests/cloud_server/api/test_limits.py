@@ -94,6 +94,7 @@ def test_a_body_is_bounded_before_it_is_read(paths: dict[str, Any]) -> None:
     asyncio.run(work())
 
 
+@pytest.mark.slow
 def test_a_peer_that_does_not_read_its_answer_loses_its_connection(
     paths: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +134,7 @@ def test_a_peer_that_does_not_read_its_answer_loses_its_connection(
     assert "exception" not in capfd.readouterr().err, "that is the peer's doing, not a fault"
 
 
+@pytest.mark.slow
 def test_answers_that_nobody_reads_are_counted_and_bounded_in_bytes(
     paths: dict[str, Any],
 ) -> None:

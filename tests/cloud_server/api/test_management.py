@@ -241,6 +241,7 @@ async def same(
     return await caller.http.request(method, path, json=body, headers={"idempotency-key": key})
 
 
+@pytest.mark.slow
 def test_a_repeated_change_gets_the_same_answer_from_every_front_end_for_a_day(
     paths: dict[str, Any], tmp_path: Path
 ) -> None:

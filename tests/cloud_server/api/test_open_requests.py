@@ -17,6 +17,7 @@ from tests.fakes.loop import on_loop
 LIMIT_S = 10.0
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("stream", [False, True])
 @on_loop
 async def test_a_removed_keys_request_under_way_ends_and_frees_the_engine(
@@ -59,6 +60,7 @@ async def test_a_removed_keys_request_under_way_ends_and_frees_the_engine(
         assert server.service.access.open_calls == 0
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("verb", [keys.disable, keys.remove])
 @on_loop
 async def test_a_stream_that_has_begun_says_why_it_ends(

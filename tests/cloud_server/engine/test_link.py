@@ -104,6 +104,7 @@ def test_no_job_is_missed_while_heartbeats_use_the_same_socket(short_dir: Path) 
         front.close()
 
 
+@pytest.mark.slow
 def test_the_engine_ends_with_a_front_end_that_is_killed(files: Files) -> None:
     with stage.running_server(
         files.model, [files.bundle], "--heartbeat-timeout-s", "600"

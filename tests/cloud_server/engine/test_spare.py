@@ -56,6 +56,7 @@ def test_engines_that_die_are_replaced_by_the_same_spare(paths: dict[str, Any]) 
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_a_spare_that_is_killed_takes_its_engine_along_and_both_come_back(
     paths: dict[str, Any],
 ) -> None:
@@ -89,6 +90,7 @@ def first_process() -> Iterator[None]:
     libc.prctl(subreaper, 0, 0, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="orphans are inherited so on Linux")
 @pytest.mark.usefixtures("first_process")
 def test_no_engine_is_left_as_a_zombie_where_the_service_is_a_containers_first_process(
@@ -109,6 +111,7 @@ def test_no_engine_is_left_as_a_zombie_where_the_service_is_a_containers_first_p
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_a_spare_that_stands_still_when_its_engine_dies_is_replaced(
     paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +139,7 @@ def test_a_spare_that_stands_still_when_its_engine_dies_is_replaced(
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_a_service_ends_though_its_spare_stands_still_and_its_engine_is_dead(
     paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +178,7 @@ def test_what_else_is_printed_by_a_spare_is_no_word_of_an_engine() -> None:
     asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
+@pytest.mark.slow
 def test_a_spare_that_loads_says_that_it_is_there() -> None:
     code = (
         "import threading\n"
@@ -192,6 +197,7 @@ def test_a_spare_that_loads_says_that_it_is_there() -> None:
         spare.communicate()
 
 
+@pytest.mark.slow
 def test_without_a_spare_the_next_engine_is_a_new_process(paths: dict[str, Any]) -> None:
     async def scenario() -> None:
         async with running(paths, spare=False) as server:
@@ -201,6 +207,7 @@ def test_without_a_spare_the_next_engine_is_a_new_process(paths: dict[str, Any])
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_an_engine_that_was_never_ready_ends_its_spare_too(
     paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -218,6 +225,7 @@ def test_an_engine_that_was_never_ready_ends_its_spare_too(
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_a_real_engine_killed_under_load_is_replaced_by_the_spare_and_answers_as_before(
     files: Files,
 ) -> None:
@@ -258,6 +266,7 @@ def test_a_real_engine_killed_under_load_is_replaced_by_the_spare_and_answers_as
         assert {line["threads"] for line in chosen} == {1}
 
 
+@pytest.mark.slow
 def test_nobody_outlives_a_front_end_that_is_killed(files: Files) -> None:
     with stage.running_server(files.model, [files.bundle]) as server:
         spare = spare_of(server.process.pid)
@@ -266,6 +275,7 @@ def test_nobody_outlives_a_front_end_that_is_killed(files: Files) -> None:
         until(lambda: not alive(spare) and not alive(engine))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_fork_can_compute_on_many_threads_after_the_spare_has() -> None:
     """OpenMP's threads do not survive a fork: a fork that waits for them waits for ever."""

@@ -124,6 +124,7 @@ async def scarce(paths: dict[str, Any], spawn: Scarce) -> AsyncIterator[Running]
         await task
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", SCARCE, ids=str)
 def test_an_engine_that_cannot_be_started_again_for_now_does_not_end_the_service(
     paths: dict[str, Any], error: Exception

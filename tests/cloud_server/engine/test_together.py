@@ -131,6 +131,7 @@ def real(precision: str) -> Engine:
     return Engine(engine, said, mixed(offer))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["tiny", "reference", "bfloat16"])
 def test_64_at_once_are_answered_as_each_alone(name: str, request: pytest.FixtureRequest) -> None:
     engine: Engine = request.getfixturevalue(name)
@@ -140,6 +141,7 @@ def test_64_at_once_are_answered_as_each_alone(name: str, request: pytest.Fixtur
     assert len({text for text, _ in alone.values()}) > 3
 
 
+@pytest.mark.slow
 def test_64_at_once_on_two_versions_of_a_bundle_are_answered_as_each_alone(
     tiny: Engine, files: Files, tmp_path: Path
 ) -> None:

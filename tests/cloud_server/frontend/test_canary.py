@@ -117,6 +117,7 @@ def test_a_question_that_had_no_answer_is_asked_again_soon_however_long_the_usua
     asyncio.run(scene())
 
 
+@pytest.mark.slow
 def test_an_engine_that_was_replaced_is_asked_at_once_and_not_before_counts_as_ready(
     paths: dict[str, Any],  # noqa: F811
     tmp_path: Path,

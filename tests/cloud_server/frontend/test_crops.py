@@ -73,6 +73,7 @@ def test_a_device_that_allows_it_is_asked_and_one_answer_says_crop(risky: dict[s
     asyncio.run(scene())
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("how", ["not allowed", "none", "late", "damaged", "not risky"])
 def test_otherwise_the_frames_own_answer_goes_out_with_its_risk(
     risky: dict[str, Any], how: str

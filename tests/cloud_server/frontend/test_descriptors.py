@@ -60,6 +60,7 @@ asyncio.run(run())
 """
 
 
+@pytest.mark.slow
 def test_without_descriptors_left_for_strangers_a_dead_engine_is_started_again(
     paths: dict[str, Any], tmp_path: Path
 ) -> None:

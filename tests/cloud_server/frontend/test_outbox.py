@@ -20,6 +20,7 @@ UNREAD = 'overloads_total{cause="outbox"}'
 HELD = 'held_memory_bytes{store="outboxes",tenant="local"}'
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", ["infer", "events", "ask"])
 @on_loop
 async def test_a_call_that_nobody_reads_ends_and_its_events_are_forgotten(

@@ -71,6 +71,7 @@ async def closed_by_the_server(port: int, *, says: bytes = b"") -> None:
     writer.close()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("says", [b"", b"GET", PREFACE], ids=["nothing", "not-http2", "preface"])
 def test_connections_that_go_silent_are_closed_and_those_that_answer_stay(
     paths: dict[str, Any], says: bytes

@@ -79,6 +79,7 @@ def test_among_addresses_of_one_session_each_the_longest_unused_goes_first() -> 
     assert dropped == [made[1]]
 
 
+@pytest.mark.slow
 def test_a_session_takes_no_more_memory_than_it_is_counted_with() -> None:
     sessions, _ = _sessions(10_000, 10_000, memory=256 << 10)
     for index in range(64):

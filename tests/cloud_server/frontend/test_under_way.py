@@ -47,6 +47,7 @@ def test_after_a_cancel_or_a_deadline_every_place_is_free_in_queue_and_engine(
     asyncio.run(work())
 
 
+@pytest.mark.slow
 def test_requests_of_a_broken_connection_wait_for_their_resend_and_are_then_answered(
     paths: dict[str, Any],
 ) -> None:

@@ -96,6 +96,7 @@ def own_postgres(monkeypatch: pytest.MonkeyPatch) -> Iterator[postgresql.Postgre
         yield server
 
 
+@pytest.mark.slow
 def test_while_postgresql_is_stopped_the_last_directory_is_used_and_that_is_said(
     own_postgres: postgresql.Postgres,
 ) -> None:
@@ -126,6 +127,7 @@ def test_while_postgresql_is_stopped_the_last_directory_is_used_and_that_is_said
     asyncio.run(scene())
 
 
+@pytest.mark.slow
 def test_a_database_that_never_answers_holds_up_neither_requests_nor_the_end(
     own_postgres: postgresql.Postgres,
 ) -> None:
@@ -206,6 +208,7 @@ def test_a_revocation_made_elsewhere_gets_into_this_machines_journal(
     elsewhere.close()
 
 
+@pytest.mark.quick(1)
 def test_ten_thousand_devices_are_looked_up_one_by_one(store: Store) -> None:
     with store.write("test") as tx:
         tenant = tenants.add(tx, "acme")

@@ -49,6 +49,7 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(url: str) -> No
     engine.dispose()
 
 
+@pytest.mark.quick(1)
 def test_processes_that_start_together_make_the_tables_once(url: str) -> None:
     script = (
         "import sys; from cloud_server.state.store import Store; sys.stdin.read(1); "

@@ -165,6 +165,7 @@ class Walk:
         assert not {sha for sha in keyed if self.shut & set(self.tokens[sha])}
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("seed", range(8))
 def test_revocations_survive_any_sequence_of_backups_and_restores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int

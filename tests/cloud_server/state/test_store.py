@@ -38,6 +38,7 @@ def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connect, "LOCK_WAIT_S", 0.2)
 
 
+@pytest.mark.quick(1)
 def test_processes_that_write_at_once_lose_nothing(url: str, opened: Opened) -> None:
     store = opened()
     with store.write("test") as tx:

@@ -191,6 +191,7 @@ def test_an_update_that_fails_on_some_devices_halts_in_the_second_stage(
     assert fleet.touched(2) == 30 and fleet.stands(2).state == "halted"
 
 
+@pytest.mark.slow
 def test_one_unlucky_device_in_a_hundred_halts_nothing(store: Store, clock: Clock) -> None:
     fleet = Fleet(store, clock, 300)
     added(store)
@@ -314,6 +315,7 @@ def test_paused_it_reaches_no_more_devices_and_goes_on_where_it_was(
     assert fleet.touched(2) == 50
 
 
+@pytest.mark.slow
 def test_after_a_halt_the_operator_goes_on_or_has_it_tried_again(
     store: Store, clock: Clock
 ) -> None:
@@ -365,6 +367,7 @@ def test_a_device_that_waits_says_why(store: Store, clock: Clock) -> None:
     assert (name, row.state, row.cause) == ("d000", "offered", "disk_full")
 
 
+@pytest.mark.quick(1)
 def test_front_ends_that_look_at_once_move_one_stage(url: str, clock: Clock) -> None:
     """Also with PostgreSQL, where several front ends share the database."""
     stores = [Store.open(url, clock=clock) for _ in range(2)]

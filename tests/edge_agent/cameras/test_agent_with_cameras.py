@@ -53,6 +53,7 @@ def test_records_name_the_camera_its_picture_and_the_trigger(tmp_path: Path, mov
     assert not children()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("mask", ["0,0 1,0 1,1 0,1", "0,0 0.5,0 0.5,1 0,1"])
 def test_no_picture_that_leaves_shows_what_is_masked(
     tmp_path: Path, moving: Path, mask: str

@@ -48,11 +48,13 @@ def test_a_file_gives_every_picture_once_with_its_number_and_ends(moving: Path) 
     assert source.state == "ended" and not children()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("option", "count"), [("fps=5", 15), ("fps=2", 6), ("fps=100", 30)])
 def test_a_file_is_thinned_by_its_own_clock(moving: Path, option: str, count: int) -> None:
     assert len(list(open_source(f"file://{moving}?{option}"))) == count
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("option", "size"),
     [("width=32", (32, 24)), ("height=96", (128, 96)), ("width=40&height=20", (40, 20))],
@@ -64,6 +66,7 @@ def test_pictures_have_the_size_that_is_asked_for(
     assert {capture.picture.size for capture in captures if capture.picture} == {size}
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg4", "mjpeg", "libvpx-vp9"])
 def test_every_picture_of_an_undamaged_file_comes_whatever_its_codec(
     tmp_path: Path, codec: str
@@ -82,6 +85,7 @@ def test_a_file_that_is_no_video_ends_with_one_typed_error(tmp_path: Path) -> No
     assert "unreadable" in capture.error.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0])
 def test_damage_in_the_middle_costs_pictures_up_to_the_next_key_frame_and_shows_none_smeared(
     tmp_path: Path, seed: int
@@ -113,6 +117,7 @@ def test_a_camera_that_always_writes_faulty_metadata_is_seen(tmp_path: Path) -> 
     assert value(camera, "frames_dropped_total", cause="damaged") <= 5
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_killed_and_replaced(moving: Path, watch: Callable) -> None:
     """It is stopped like a decoder that blocks in C: no signal handler of its own would run."""
     address = Address.parse(f"file://{moving}?realtime=1&loop=1&stall_s=0.6&name=gate")
@@ -126,6 +131,7 @@ def test_a_process_that_hangs_is_killed_and_replaced(moving: Path, watch: Callab
     assert not psutil.pid_exists(child.pid) and len(children()) == 1
 
 
+@pytest.mark.slow
 def test_the_same_picture_over_and_over_restarts_a_live_camera(
     tmp_path: Path, watch: Callable
 ) -> None:
@@ -141,6 +147,7 @@ def test_a_process_that_takes_too_much_memory_is_replaced(moving: Path, watch: C
     wait_for(lambda: value(seen.camera, "restarts_total", cause="memory") >= 1)
 
 
+@pytest.mark.slow
 def test_the_newest_picture_wins_and_the_others_are_counted(moving: Path) -> None:
     camera = open_source(f"file://{moving}?realtime=1&name=gate&fps=100")
     camera.metrics = Metrics()
@@ -155,6 +162,7 @@ def test_the_newest_picture_wins_and_the_others_are_counted(moving: Path) -> Non
     assert value(camera, "frames_total") == 2 + len(left) + dropped
 
 
+@pytest.mark.slow
 def test_restarts_leave_no_descriptor_process_or_memory_behind(
     moving: Path, watch: Callable
 ) -> None:
@@ -181,6 +189,7 @@ for capture in open_source(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_no_process_outlives_an_agent_that_is_killed(moving: Path) -> None:
     uri = f"file://{moving}?realtime=1&loop=1&name=gate"
     with subprocess.Popen(
@@ -193,6 +202,7 @@ def test_no_process_outlives_an_agent_that_is_killed(moving: Path) -> None:
     wait_for(lambda: not psutil.pid_exists(begun[0]))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("by", ["pyav", "gstreamer"])
 @pytest.mark.parametrize(
     ("device", "state"), [("/dev/video77", "no_device"), ("/dev/null", "wrong_device")]

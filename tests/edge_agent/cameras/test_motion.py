@@ -49,6 +49,7 @@ def test_a_person_is_motion_and_a_quiet_yard_is_not() -> None:
     assert motion.see(with_person(scene(20)), Mask(), now) > SHARE
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("gain", [0.4, 0.7, 1.3, 2.2])
 @pytest.mark.parametrize("offset", [-25.0, 0.0, 30.0])
 def test_the_light_as_a_whole_is_no_motion_but_a_person_in_it_is(

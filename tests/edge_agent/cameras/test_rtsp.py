@@ -45,6 +45,7 @@ def seen(watch: Callable[[Camera], Watched], uri: str) -> Watched:
     return watch(Camera(Address.parse(uri), "gate", patience=QUICK))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("by", BY)
 def test_a_stream_is_seen_and_its_size_may_change(
     server: Served, watch: Callable[[Camera], Watched], by: str
@@ -61,6 +62,7 @@ def test_a_stream_is_seen_and_its_size_may_change(
     assert value(watched.camera, "restarts_total", cause="crashed") == 0
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_answering_costs_one_process_and_comes_back(
     server: Served, watch: Callable[[Camera], Watched]
 ) -> None:
@@ -78,11 +80,13 @@ def test_a_server_that_stops_answering_costs_one_process_and_comes_back(
     assert watched.camera.state == "seeing"
 
 
+@pytest.mark.slow
 def test_a_frozen_picture_is_noticed(server: Served, watch: Callable[[Camera], Watched]) -> None:
     watched = seen(watch, f"rtsp://127.0.0.1:{server.port}/still?frozen_s=2")
     wait_for(lambda: value(watched.camera, "restarts_total", cause="frozen") >= 1)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("by", BY)
 def test_a_password_is_used_and_never_shown(
     server: Served, watch: Callable[[Camera], Watched], by: str
@@ -99,6 +103,7 @@ def test_a_password_is_used_and_never_shown(
     assert not any(secret in text for secret in ("sesame", "pass%2F", "pass/", "user:"))
 
 
+@pytest.mark.slow
 def test_a_server_that_accepts_and_never_answers_is_given_up(
     watch: Callable[[Camera], Watched],
 ) -> None:
@@ -108,6 +113,7 @@ def test_a_server_that_accepts_and_never_answers_is_given_up(
         assert watched.taken == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["not_found", "unreachable"])
 def test_what_is_not_there_is_said_once_and_tried_again(
     server: Served, watch: Callable[[Camera], Watched], state: str

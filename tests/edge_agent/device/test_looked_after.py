@@ -154,6 +154,7 @@ def test_systemd_hears_of_start_work_and_end_and_an_operator_sees_it(
     assert "no agent runs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_that_hangs_ends_the_pings_and_the_status_says_so(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +173,7 @@ def test_a_model_that_hangs_ends_the_pings_and_the_status_says_so(
     stage.end(signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_the_next_start_reports_a_crash_in_c_and_a_killed_run(stage: Stage) -> None:
     stage.picture("second", 14)
     stage.start()

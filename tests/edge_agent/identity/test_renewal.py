@@ -282,6 +282,7 @@ def test_a_file_from_another_device_is_noticed_under_way(
     run(test)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong_s", [None, 1e6], ids=["right clock", "january 1970"])
 def test_a_device_that_was_offline_past_its_certificates_end_renews_it_by_itself(
     tmp_path: Path, file: IdentityFile, wrong_s: float | None

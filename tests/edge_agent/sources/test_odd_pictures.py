@@ -63,6 +63,7 @@ def read(data: bytes, name: str) -> Capture:
         return capture
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_a_whole_file_is_upright_rgb_whatever_its_kind_size_and_name(data: st.DataObject) -> None:

@@ -86,6 +86,7 @@ def test_a_file_that_is_still_being_written_is_waited_for(taker: Taker, tmp_path
     assert all(capture.error is None for capture in taker.captures)
 
 
+@pytest.mark.slow
 def test_half_a_file_is_looked_at_again_before_it_counts_as_broken(
     taker: Taker, tmp_path: Path
 ) -> None:

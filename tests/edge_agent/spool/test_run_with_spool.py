@@ -259,6 +259,7 @@ def test_alarms_go_before_all_others_after_an_outage(tmp_path: Path) -> None:
     with_server(test, FakeBridge(make_encoder()))
 
 
+@pytest.mark.slow
 def test_dropped_frames_are_counted_and_have_records_that_say_why(tmp_path: Path) -> None:
     async def test(served: FakeBridge) -> None:
         await SpoolRun(tmp_path, served.dial).run(captures("0"))

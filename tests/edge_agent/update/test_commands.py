@@ -131,6 +131,7 @@ def test_a_device_without_slots_is_told_so(device: SimpleNamespace) -> None:
     assert update(device, file) == UpdateError.exit_code
 
 
+@pytest.mark.slow
 def test_wheels_become_an_environment_that_runs(
     device: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -537,6 +537,7 @@ def cut_after(patch: pytest.MonkeyPatch, calls: int) -> None:
         patch.setattr(owner, name, failing(getattr(owner, name)))
 
 
+@pytest.mark.slow
 @on_loop
 async def test_after_a_power_cut_at_any_step_a_whole_slot_runs_and_the_update_goes_on(
     tmp_path: Path,

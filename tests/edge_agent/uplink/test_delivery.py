@@ -98,6 +98,7 @@ def test_a_stream_that_one_bad_request_ended_costs_the_others_nothing(tmp_path: 
     run(test)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("side_px", [200, 700], ids=["120 kB", "1.5 MB"])
 def test_a_frame_above_a_proxys_cap_ends_typed_and_its_neighbours_are_answered(
     tmp_path: Path, side_px: int

@@ -90,6 +90,7 @@ def ask(stage: Path, address: str, **environ: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
 def test_a_server_of_this_machine_is_reached_past_every_proxy(
     stage: Path,  # noqa: F811

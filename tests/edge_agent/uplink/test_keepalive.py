@@ -49,6 +49,7 @@ def found_dead(keepalive: Keepalive, server: str = _SERVER) -> float:
     return keepalive.interval_s(server)
 
 
+@pytest.mark.slow
 def test_a_nat_that_forgets_idle_connections_is_learnt_and_then_kept_awake(tmp_path: Path) -> None:
     async def test() -> None:
         async with bridge(options=_PATIENT) as served:
@@ -74,6 +75,7 @@ def test_a_nat_that_forgets_idle_connections_is_learnt_and_then_kept_awake(tmp_p
     run(test)
 
 
+@pytest.mark.slow
 def test_a_server_that_says_too_many_pings_is_pinged_less_often_and_never_more(
     tmp_path: Path,
 ) -> None:

@@ -86,6 +86,7 @@ def test_a_link_that_narrows_takes_the_ladder_down_and_back_up_when_it_widens() 
     assert run.frames(1000, 1e6)[-1] == "high"
 
 
+@pytest.mark.slow
 def test_a_point_that_keeps_failing_is_tried_ever_less_often() -> None:
     run = Simulated()
     run.frames(3000, 6000.0)

@@ -85,6 +85,7 @@ def test_without_limits_nothing_is_held_back(board: Board) -> None:
     assert (board.waited, chosen(made)) == (0.0, "c")
 
 
+@pytest.mark.slow
 def test_heat_halves_the_captures_then_lowers_the_point_and_both_come_back(board: Board) -> None:
     made = restraint(board, celsius=85.0)
     board.set(celsius=86.0)

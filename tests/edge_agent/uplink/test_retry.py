@@ -127,6 +127,7 @@ def test_without_a_count_a_frame_is_kept_for_as_long_as_the_time_says(tmp_path: 
     run(test)
 
 
+@pytest.mark.quick(1)
 def test_kept_for_as_long_as_it_takes(tmp_path: Path) -> None:
     async def test() -> None:
         async with bridge() as served:

@@ -115,6 +115,7 @@ def refused_always(pair: Pair, cases: Any, at_least: int) -> None:
     assert result.tried >= at_least
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_no_flipped_bit_of_a_signed_bundle_is_accepted(signed: Pair, name: str) -> None:
     rest = {key: blob for key, blob in signed.one.items() if key != name}
@@ -122,6 +123,7 @@ def test_no_flipped_bit_of_a_signed_bundle_is_accepted(signed: Pair, name: str) 
     refused_always(signed, cases, at_least=8 * len(signed.one[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [DESCRIPTION, "certificate.json"])
 def test_no_flipped_bit_of_an_unsigned_bundles_json_is_accepted(unsigned: Pair, name: str) -> None:
     rest = {key: blob for key, blob in unsigned.one.items() if key != name}
@@ -139,6 +141,7 @@ def test_no_flipped_bit_of_a_signature_is_accepted_where_none_is_required(
     refused_always(dataclasses.replace(signed, load=unsigned.load), cases, at_least=1000)
 
 
+@pytest.mark.slow
 def test_no_file_cut_to_any_length_is_accepted(signed: Pair, unsigned: Pair) -> None:
     for pair in (signed, unsigned):
         size = sum(map(len, pair.one.values()))
@@ -179,8 +182,12 @@ def test_the_loader_in_memory_is_the_one_from_disk(signed: Pair, tmp_path: Path)
     assert Bundle.load(tmp_path, SOURCE, TARGET).digest == signed.load(signed.one).digest
 
 
-def test_a_survey_of_a_real_bundle_counts_what_it_tried(signed: Pair) -> None:
-    result = damage.survey(signed.load, signed.one, signed.other, signed=True, most=20)
+@pytest.mark.parametrize("whole", [True, False], ids=["signed", "unsigned"])
+def test_a_sample_of_every_kind_of_damage_is_refused_and_counted(
+    signed: Pair, unsigned: Pair, whole: bool
+) -> None:
+    pair = signed if whole else unsigned
+    result = damage.survey(pair.load, pair.one, pair.other, signed=whole, most=20)
     assert set(result) == {
         "bit flips",
         "truncations",

@@ -179,6 +179,7 @@ def test_an_unknown_backend_is_refused_with_the_nearest_name(
 REFERENCE = Path(__file__).parents[3] / "reference"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edge", ["edge-a", "edge-b", "edge-c"])
 def test_every_committed_bundle_fits_the_committed_models_and_can_be_signed(
     key: SigningKey, tmp_path: Path, edge: str

@@ -107,9 +107,10 @@ def test_small_changes_travel_as_differences(encoder: Encoder, low: OperatingPoi
     assert np.abs(now.latents - encoder.project(nudged)).max() <= 0.5
 
 
+@pytest.mark.parametrize("frames", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dead_zone", "quiet"), [(0.0, 0.0), (0.3, 0.0), (0.0, 6.0)])
-def test_drift_is_bounded_over_ten_thousand_frames(
-    encoder: Encoder, dead_zone: float, quiet: float
+def test_drift_is_bounded_over_thousands_of_frames(
+    encoder: Encoder, dead_zone: float, quiet: float, frames: int
 ) -> None:
     """A scene wanders, things come and go, every 50th frame is lost, every 900th loses the base."""
     point = replace(encoder.point(1), dead_zone=dead_zone, quiet=quiet)
@@ -118,7 +119,7 @@ def test_drift_is_bounded_over_ten_thousand_frames(
     base: Held | None = None
     worst, keys, sent = 0.0, 0, 0
     steps = encoder.steps_of(point)
-    for number in range(10_000):
+    for number in range(frames):
         x += rng.standard_normal(x.shape, dtype=np.float32) * 0.01
         if number % 7 == 0:
             x[rng.integers(LAYOUT.tokens)] = rng.standard_normal(LAYOUT.state_dim)
@@ -136,7 +137,7 @@ def test_drift_is_bounded_over_ten_thousand_frames(
         worst = max(worst, float(off.max()))
         base = coded.held
     assert worst <= max(1, quiet**0.5) + 1e-4
-    assert keys == 12 and sent < 0.4 * 10_000 * LAYOUT.tokens
+    assert keys == 1 + (frames + 9) // 900 and sent < 0.4 * frames * LAYOUT.tokens
 
 
 def test_points_without_latents_have_no_delta_frames(encoder: Encoder) -> None:

@@ -40,6 +40,7 @@ def test_calibrate_refuses_what_it_cannot_do_before_it_reads_anything(
     assert code == ConfigError.exit_code and said in err
 
 
+@pytest.mark.slow
 def test_settings_come_from_file_and_environment(
     program: Program,
     bundle: Path,
@@ -185,6 +186,7 @@ def test_models_may_be_named_by_the_environment_or_a_file(
     assert cli.main(["--config", str(file), *call]) == code_of("model")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_disk_that_is_full_in_mid_write_leaves_what_was_there(
     run: Any,

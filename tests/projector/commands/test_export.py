@@ -28,6 +28,7 @@ from tests.fakes.tiny_models import picture, tiny_idefics3, tiny_llava
 from tests.fakes.toolkit import code_of, toolkit
 
 
+@pytest.mark.slow
 def test_a_judged_map_becomes_a_bundle_that_answers_like_the_map(
     run: Any,
     data: Path,
@@ -75,6 +76,7 @@ def test_a_judged_map_becomes_a_bundle_that_answers_like_the_map(
     assert "no report of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_report_of_another_map_certifies_nothing(
     run: Any, data: Path, corpus: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -102,6 +104,7 @@ def test_a_report_of_another_map_certifies_nothing(
     assert run("export", tmp_path / "one", *given) == 0
 
 
+@pytest.mark.slow
 def test_a_report_from_before_fingerprints_of_version_two_still_counts(
     run: Any, data: Path, corpus: Path, models: tuple[Path, Path], made: Path, tmp_path: Path
 ) -> None:
@@ -157,6 +160,7 @@ def judged(stage: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_report_of_nothing_says_that_it_cannot_be_judged(
     stage: Any, judged: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +190,7 @@ def test_a_report_of_nothing_says_that_it_cannot_be_judged(
     assert "tier cannot be judged and grade cannot be judged by answers" in shown
 
 
+@pytest.mark.slow
 def test_a_map_of_no_use_is_exported_by_force_alone_and_says_so(
     stage: Any, judged: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +214,7 @@ def test_a_map_of_no_use_is_exported_by_force_alone_and_says_so(
     assert "cannot be judged" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_report_of_a_good_map_is_exported_as_before(
     stage: Any, judged: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,7 @@ def pair(models: tuple[Path, Path], bundle: Path) -> tuple[Comparison, Bundle]:
     return Comparison(source, target, read.encoder, read.backend("onnxruntime"), 4), read
 
 
+@pytest.mark.slow
 def test_rows_say_what_the_large_model_answers_from_each(
     pair: tuple[Comparison, Bundle], data: Path
 ) -> None:
@@ -122,6 +123,7 @@ def test_the_service_s_risk_goes_by_what_a_frame_brings(
     assert RiskModel.from_bytes(risk.to_bytes()).to_bytes() == risk.to_bytes()
 
 
+@pytest.mark.slow
 def test_the_service_s_guard_alone_leaves_the_edge_half_as_it_is(
     run: Any,
     data: Path,
@@ -154,6 +156,7 @@ def test_a_picture_is_sent_at_the_default_point_and_at_another(
         lesson_points(encoder, info.ladder, 253, rng)
 
 
+@pytest.mark.slow
 def test_a_bundle_learns_its_guard_and_keeps_all_else(
     run: Any,
     data: Path,
@@ -286,6 +289,7 @@ def test_auroc_is_the_chance_of_ranking_an_event_higher() -> None:
     assert auroc(np.array([0.1, 0.9, 0.8, 0.2]), event) == 0.25
 
 
+@pytest.mark.slow
 def test_canary_writes_what_the_large_model_says_from_frames_and_from_pictures(
     run: Any, bundle: Path, data: Path, pair: tuple[Comparison, Bundle], tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ def test_training_again_goes_on_from_where_it_stopped_and_gives_the_same_map(
     assert (made / "map.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_damaged_is_named(
     run: Any, data: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,6 +61,7 @@ def test_a_checkpoint_that_is_damaged_is_named(
     assert "no checkpoint of a training" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=GPU)])
 def test_two_processes_train_the_map_that_one_trains(
     device: str, data: Path, corpus: Path, models: tuple[Path, Path], tmp_path: Path
@@ -91,6 +93,7 @@ def test_two_processes_train_the_map_that_one_trains(
     assert apart < 0.02 * moved
 
 
+@pytest.mark.slow
 def test_another_map_in_the_same_folder_starts_anew_and_is_not_taken_for_the_first(
     run: Any, data: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -107,6 +110,7 @@ def test_another_map_in_the_same_folder_starts_anew_and_is_not_taken_for_the_fir
     assert [json.loads(line)["step"] for line in log] == [0, 1, 2] * 3
 
 
+@pytest.mark.slow
 def test_a_map_is_fitted_to_what_answers_depend_on(
     run: Any, data: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -119,6 +123,7 @@ def test_a_map_is_fitted_to_what_answers_depend_on(
     assert blobs[0] != blobs[1]
 
 
+@pytest.mark.slow
 def test_a_closed_form_may_weigh_tokens_by_what_answers_depend_on(
     run: Any, data: Path, corpus: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -152,6 +157,7 @@ def test_pictures_that_only_look_alike_are_other_pictures(
     assert "other inputs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_answers_that_were_changed_train_another_map(
     run: Any, data: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -174,6 +180,7 @@ def test_patience_without_anything_to_judge_by_is_refused(
     assert "--patience needs held-out pictures" in capsys.readouterr().err
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("family", ["ridge", "linear", "bidirectional", "low_rank"])
 def test_a_ridge_weight_without_end_is_refused(
     run: Any, data: Path, corpus: Path, tmp_path: Path, capsys: Any, family: str
@@ -183,6 +190,7 @@ def test_a_ridge_weight_without_end_is_refused(
     assert "it must be a number" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_start_that_is_drawn_is_drawn_by_the_seed(
     run: Any, data: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -204,6 +212,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_training_that_was_killed_goes_on_to_the_same_map(
     run: Any, data: Path, corpus: Path, models: tuple[Path, Path], tmp_path: Path
 ) -> None:

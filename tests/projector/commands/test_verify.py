@@ -83,6 +83,7 @@ def test_verify_refuses_a_graph_that_is_not_the_weights(
     assert code == BundleFormatError.exit_code and "not the same map" in err, err
 
 
+@pytest.mark.slow
 def test_verify_runs_a_bundle_between_two_grids(program: Program) -> None:
     reference = Path(__file__).parents[3] / "reference"
     pair = ("--source", reference / "models/edge-b", "--target", reference / "models/cloud")

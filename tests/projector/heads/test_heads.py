@@ -81,6 +81,7 @@ def made(count: int = 400, **over: Any) -> tuple[Head, Samples, Samples]:
     return head, *(Samples.of(seen, part, head.config.classes) for part in (training, held))
 
 
+@pytest.mark.slow
 def test_a_head_learns_to_count_and_says_what_guessing_scores(tmp_path: Path) -> None:
     head, training, held = made()
     train(head, training, held, HeadSettings(steps=300, patience=0), tmp_path)
@@ -130,6 +131,7 @@ def tracked(count: int, seed: int) -> tuple[np.ndarray[Any, Any], Labels]:
     return states, replace(plain, before=2 * np.arange(count)[:, None])
 
 
+@pytest.mark.slow
 def test_a_tracking_head_tells_objects_apart_where_the_nearest_place_does_not(
     tmp_path: Path,
 ) -> None:
@@ -207,6 +209,7 @@ def test_an_interrupted_head_ends_like_a_straight_one(
     assert (tmp_path / "broken" / "log.jsonl").read_text() == logs[0]
 
 
+@pytest.mark.slow
 def test_training_ends_early_with_the_best_weights_reported(tmp_path: Path) -> None:
     head, training, held = made()
     train(head, training, held, HeadSettings(steps=2000, patience=2, rate=0.02), tmp_path)
@@ -356,6 +359,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return folder, run
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("view", ["projected", "native", "edge", "latents"])
 def test_every_view_can_be_learnt_from(view: str, stage: Any, tmp_path: Path) -> None:
     folder, run = stage
@@ -369,6 +373,7 @@ def test_every_view_can_be_learnt_from(view: str, stage: Any, tmp_path: Path) ->
     assert found["accuracy"]["mean"] > 0.8 > found["majority"]["mean"] + 0.2
 
 
+@pytest.mark.slow
 def test_a_head_is_refused_with_another_map_and_a_native_one_serves_any(
     stage: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,6 +397,7 @@ def test_a_head_is_refused_with_another_map_and_a_native_one_serves_any(
         Head(stranger).require("f" * 64, "this")
 
 
+@pytest.mark.slow
 def test_training_a_head_again_gives_the_same_bytes(stage: Any, tmp_path: Path) -> None:
     folder, run = stage
     inputs = (folder / "map", folder / "data", folder / "corpus")
@@ -405,6 +411,7 @@ def test_training_a_head_again_gives_the_same_bytes(stage: Any, tmp_path: Path) 
     assert story["held_out"]["majority"]["mean"] <= 1
 
 
+@pytest.mark.slow
 def test_bad_input_to_heads_ends_with_its_error(
     stage: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

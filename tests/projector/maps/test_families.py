@@ -169,6 +169,7 @@ def test_no_pair_of_states_is_stretched_beyond_the_operator_norm(
     assert norm == pytest.approx(np.linalg.norm(matrix, 2), rel=1e-3)
 
 
+@pytest.mark.quick(10)
 def test_the_exported_graph_computes_what_the_map_computes(made: tuple[Family, Map]) -> None:
     _, one = made
     served = ServedMap(one).eval()
@@ -214,6 +215,7 @@ def fitted(member: Family, which: int = 0) -> tuple[Map, np.ndarray, np.ndarray]
     return one, xn.astype(np.float64), yn.astype(np.float64)
 
 
+@pytest.mark.quick(5)
 def test_a_map_token_by_token_is_exported_for_any_number_of_tokens(
     made: tuple[Family, Map],
 ) -> None:

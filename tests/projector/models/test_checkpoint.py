@@ -109,6 +109,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
     }
 
 
+@pytest.mark.quick("lm-model.safetensors", "parts-merges.txt")
 @pytest.mark.parametrize(("kind", "file"), [(kind, f) for kind in FILES for f in FILES[kind]])
 def test_a_damaged_checkpoint_answers_as_before_or_is_another_model_or_is_refused_by_its_file(
     kind: str, file: str, sound: dict[str, tuple[Path, Path]], tmp_path: Path
@@ -277,6 +278,7 @@ def test_a_processor_that_also_takes_video_names_the_package_that_it_needs(
             VLM.load(path)
 
 
+@pytest.mark.slow
 def test_a_torchvision_that_clashes_with_torch_is_named_not_called_missing(tmp_path: Path) -> None:
     package = tmp_path / "torchvision"
     package.mkdir()

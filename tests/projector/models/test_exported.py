@@ -103,6 +103,7 @@ def test_shares_of_attention_are_those_that_torch_measures(two_way: bool) -> Non
     np.testing.assert_allclose(ours, received.shares()[0].numpy(), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [tiny_smolvlm, tiny_ovis2], ids=["smolvlm", "ovis2"])
 def test_families_whose_towers_write_in_place_or_embed_tokens_anew(
     build: Any, tmp_path: Path
@@ -112,6 +113,7 @@ def test_families_whose_towers_write_in_place_or_embed_tokens_anew(
     assert bool(made.prompt.seen_as) == (build is tiny_ovis2)
 
 
+@pytest.mark.slow
 def test_half_precision_is_half_the_size_and_within_its_rounding(tmp_path: Path) -> None:
     path, sizes = tiny_llava(tmp_path), []
     for dtype in ("float32", "float16"):

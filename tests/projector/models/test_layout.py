@@ -154,6 +154,7 @@ BLIND_ONCE = [
 ]
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(("about", "apply"), BLIND_ONCE, ids=[about for about, _ in BLIND_ONCE])
 def test_a_change_changes_the_fingerprint_or_neither_cache_nor_prefix(
     about: str, apply: Callable[[Path], None], folders: dict[str, Path], tmp_path: Path
@@ -244,6 +245,7 @@ def test_a_live_layout_is_of_version_two_and_survives_json(live: KVLayout) -> No
     assert old.versions == (old,) and live.fingerprints == (live.fingerprint, old.fingerprint)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["edge-a", "edge-b", "edge-c"])
 def test_reference_bundles_of_version_one_still_fit_their_live_models(name: str) -> None:
     source = VLM.load(ROOT / "reference" / "models" / name).layout

@@ -86,6 +86,7 @@ def load(folders: Callable[[str], Path], fresh_cache: Path) -> Callable[..., Fro
     return loaded
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("name", LOAD)
 def test_every_family_is_checked_when_loaded_and_answers_as_its_stock_forward(
@@ -165,6 +166,7 @@ BREAKS: list[tuple[Callable[[pytest.MonkeyPatch], None], list[str]]] = [
 ]
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize(
     ("break_it", "name"), [(break_it, name) for break_it, names in BREAKS for name in names]
 )
@@ -276,6 +278,7 @@ def test_a_model_given_in_memory_is_always_checked(
     assert len(counted) == 2
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     "damage", ["", "{", "[]", "null", '{"dtype": "float32"}', "bad", "types", "deep"]
 )
@@ -331,6 +334,7 @@ def test_a_check_asks_the_stock_model_for_the_last_tokens_logits_alone(
     assert sizes and set(sizes) == {1}
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_a_wrong_cache_that_answers_hardly_show_is_refused(
     dtype: str,
@@ -351,6 +355,7 @@ def test_a_wrong_cache_that_answers_hardly_show_is_refused(
         assert figures[0] < TOLERANCES[dtype].variation
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("obstacle", ["a file", "read-only", "no home", "relative", "null device"])
 def test_a_start_does_not_need_a_folder_for_what_was_found(
     obstacle: str,

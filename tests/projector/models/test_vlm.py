@@ -79,6 +79,7 @@ def test_a_rebuilt_cache_continues_exactly_like_the_original_model(vlm: VLM) -> 
         assert_same(vlm, answer, reference(vlm, image, question))
 
 
+@pytest.mark.quick(3)
 def test_the_native_arm_answers_like_generate_in_a_batch_of_uneven_questions(vlm: VLM) -> None:
     pictures = [picture(seed) for seed in range(3)]
     ids = [vlm.question_ids(q) for q in QUESTIONS]
@@ -248,6 +249,7 @@ def test_capped_logits_are_measured_as_the_eager_decoder_computes_them() -> None
     torch.testing.assert_close(received.shares()[0], share / share.sum())
 
 
+@pytest.mark.quick(3)
 def test_a_running_batch_that_rows_join_and_leave_answers_like_generate(vlm: VLM) -> None:
     """The engine's masks: a group of uneven questions, one that leaves, one that joins later."""
     pictures = [picture(seed) for seed in range(3)]
@@ -576,6 +578,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_plain_rope_decoders_of_transformers_are_taken_and_continue_exactly(
     family: str, tmp_path: Path

@@ -77,6 +77,7 @@ def test_the_graph_is_the_map_at_every_batch(half: ServedMap, graph: bytes, batc
     assert export.compare(half, graph, export.probe(half, batch, seed=100 + batch)) <= 1e-4
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("mix_width", [0, 32])
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("rotary_dim", [0, 8])

@@ -62,6 +62,7 @@ def shapes(target: KVLayout) -> tensorrt_build.Shapes:
 # ---------------------------------------------------------------------- compiling
 
 
+@pytest.mark.quick(2)
 @needs_rtx
 @pytest.mark.parametrize("name", ["sm80", "sm86", "sm89", "sm120"])
 def test_a_graph_compiles_for_a_gpu_that_is_not_here(
@@ -76,6 +77,7 @@ def test_a_graph_compiles_for_a_gpu_that_is_not_here(
     assert report.precision == "float32" and report.executed is False
 
 
+@pytest.mark.quick(1)
 @needs_rtx
 @pytest.mark.parametrize("name", ["sm89", "sm120"])
 def test_fp8_weights_compile_where_there_is_fp8(
@@ -86,6 +88,7 @@ def test_fp8_weights_compile_where_there_is_fp8(
     assert plan and report.graph_sha256 != hashlib.sha256(graph).hexdigest()
 
 
+@pytest.mark.slow
 @needs_rtx
 @pytest.mark.skipif(not REFERENCE.exists(), reason="there is no reference bundle")
 def test_the_reference_bundle_compiles_and_is_smaller_in_fp8() -> None:

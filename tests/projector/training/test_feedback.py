@@ -115,6 +115,7 @@ def test_training_moves_the_way_back_alone_lowers_its_error_and_goes_on_after_a_
     assert [json.loads(line)["step"] for line in log] == list(range(32))
 
 
+@pytest.mark.slow
 def test_a_way_back_that_leads_to_the_mean_answers_like_the_mean(pair: Any, tmp_path: Path) -> None:
     source, _, pictures, corpus, _ = pair
     made = both_ways(pair)
@@ -137,6 +138,7 @@ def test_a_way_back_that_leads_to_the_mean_answers_like_the_mean(pair: Any, tmp_
     assert lost["kl_nats"] > found["kl_nats"]
 
 
+@pytest.mark.slow
 def test_the_commands_train_and_judge_both_ways(
     pair: Any, models: tuple[Path, Path], data: Path, tmp_path: Path, capsys: Any
 ) -> None:

@@ -78,6 +78,7 @@ def test_an_unknown_metric_is_refused_with_those_there_are(vlms: dict[str, VLM])
         LowRank(metric="mse").make(layout, layout)
 
 
+@pytest.mark.slow
 def test_sensitivity_is_the_kl_that_a_small_error_causes(
     vlms: dict[str, VLM], tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_sensitivity_is_the_kl_that_a_small_error_causes(
     assert bool((np.linalg.eigvalsh(fisher) > -1e-9).all())
 
 
+@pytest.mark.slow
 def test_a_token_weighs_what_the_answers_lose_by_an_error_of_it(
     vlms: dict[str, VLM], tmp_path: Path
 ) -> None:

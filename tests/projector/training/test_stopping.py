@@ -131,6 +131,7 @@ descent(Path(sys.argv[1]), hang, save_every_s=-1.0)[1].run()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_second_ctrl_c_ends_a_step_that_does_not_end(tmp_path: Path) -> None:
     process = subprocess.Popen(
@@ -181,6 +182,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ctrl_c_keeps_the_training_and_the_same_command_goes_on(command: list[str]) -> None:
     state = Path(command[6]) / "state" / "map.pt"

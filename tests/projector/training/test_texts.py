@@ -157,6 +157,7 @@ def test_training_goes_through_the_frozen_model_and_resumes_to_the_same_map(
     assert (made / "map.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_report_on_texts_has_every_control_and_makes_a_bundle_of_the_map(
     run: Any, data: Path, folder: Path, made: Path, pair: tuple[LM, LM], tmp_path: Path
 ) -> None:
@@ -262,6 +263,7 @@ def test_the_fit_counts_real_tokens_only(corpus: Corpus, pair: tuple[LM, LM]) ->
     assert found["mse"] == pytest.approx(np.square(got - normal).mean(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_native_arm_agrees_with_itself_and_another_text_does_not(
     corpus: Corpus, pair: tuple[LM, LM], data: Path, made: Path, tmp_path: Path
 ) -> None:
@@ -411,6 +413,7 @@ def test_a_text_that_cannot_be_written_is_refused_by_its_reader(pair: tuple[LM, 
         pair[0].tokens("the \udcff car")
 
 
+@pytest.mark.slow
 def test_texts_too_are_fitted_in_focus(run: Any, data: Path, folder: Path, tmp_path: Path) -> None:
     """Tokens weigh what answers depend on; there are none past a text's end."""
     blobs = []

@@ -140,6 +140,7 @@ def test_training_lowers_both_losses_and_logs_each_step(
         assert np.mean(losses[-12:]) < 0.97 * np.mean(losses[:12]), (stage, losses)
 
 
+@pytest.mark.slow
 def test_paying_for_bits_leaves_fewer(corpus: Corpus, vlms: dict[str, VLM], tmp_path: Path) -> None:
     spent = []
     for weight in (0.0, 3.0):
@@ -181,6 +182,7 @@ def test_quiet_and_dropped_tokens_travel_as_they_will_be_sent(
     assert not torch.equal(made.travel(x, Way(4.0))[0], made.travel(moved, Way(4.0))[0])
 
 
+@pytest.mark.slow
 def test_training_that_drops_tokens_differs_and_repeats(
     corpus: Corpus, vlms: dict[str, VLM], tmp_path: Path
 ) -> None:
@@ -198,6 +200,7 @@ def test_training_that_drops_tokens_differs_and_repeats(
     assert blobs[1] == blobs[2] and len(set(blobs)) == 3
 
 
+@pytest.mark.slow
 def test_a_weighted_task_loss_keeps_the_states_nearer_to_the_targets_own(
     corpus: Corpus, vlms: dict[str, VLM], tmp_path: Path
 ) -> None:

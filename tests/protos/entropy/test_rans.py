@@ -65,6 +65,7 @@ def first(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.zeros(len(rows), dtype=np.int64)
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("symbols", [2, 11, 64, 256])
 @pytest.mark.parametrize("tokens", [1, 6, 40, 200])
 @pytest.mark.parametrize("skew", [0.2, 5.0])

@@ -36,6 +36,7 @@ def shell(script: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full", ">&-", "<&-", ">&- 2>&- <&-"])
 def test_a_program_ends_well_whatever_its_streams_are(program: str, streams: str) -> None:
@@ -43,6 +44,7 @@ def test_a_program_ends_well_whatever_its_streams_are(program: str, streams: str
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("flag", ["--help", "--version", "--no-such-flag"])
 def test_what_cannot_be_printed_never_ends_in_a_traceback(program: str, flag: str) -> None:
@@ -53,6 +55,7 @@ def test_what_cannot_be_printed_never_ends_in_a_traceback(program: str, flag: st
     assert shell(f"python -m {program} {flag} >/dev/full 2>/dev/full").returncode == expected
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "command",
     [
@@ -80,6 +83,7 @@ def full_pipe() -> tuple[int, int]:
     return read, write
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_ends_although_nobody_reads_its_complaint(program: str) -> None:
     read, write = full_pipe()
@@ -109,6 +113,7 @@ def stuffed(descriptor: int) -> bool:
     return bool(select.select([descriptor], [], [], 0)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_exit_codes_are_explained_where_python_strips_docstrings(program: str) -> None:
     done = shell(f"python -m {program} --help", PYTHONOPTIMIZE="2")
@@ -143,6 +148,7 @@ needs_root = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_root
 @pytest.mark.parametrize(
     "command",
@@ -165,6 +171,7 @@ def test_a_program_runs_for_a_user_without_home_or_name(command: str) -> None:
     assert done.stdout and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @needs_root
 @pytest.mark.parametrize(
     "command",

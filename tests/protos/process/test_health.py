@@ -87,6 +87,7 @@ def test_a_closed_server_gives_its_port_and_its_connections_back(serve: Serve) -
     assert serve(port=server.port).port == server.port
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("says", [b"", b"GET", b"GET /healthz HTTP/1.1\r\nX: ", b"\0" * 40])
 def test_a_connection_that_does_not_come_to_an_end_is_closed(serve: Serve, says: bytes) -> None:
     server = serve(patience_s=0.05)

@@ -183,6 +183,7 @@ async def test_a_certificate_that_has_expired_is_renewed_and_good_for_nothing_el
             await renewed(server, new)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("how", ["revoke", "disable", "enrol again"])
 @on_loop
 async def test_a_revoked_certificate_is_not_renewed_after_its_end(

@@ -54,6 +54,7 @@ async def open_calls(edge: Edge) -> list[Any]:
     return [infer, events]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("how", SHUT_OUT)
 @on_loop
 async def test_open_calls_of_a_revoked_device_end_and_its_connection_is_refused(
@@ -74,6 +75,7 @@ async def test_open_calls_of_a_revoked_device_end_and_its_connection_is_refused(
         assert last.answer.text == "0 1", "another tenant's stream goes on"
 
 
+@pytest.mark.slow
 @on_loop
 async def test_a_client_that_reads_nothing_keeps_no_other_call_open(
     paths: dict[str, Any], tmp_path: Path
@@ -104,6 +106,7 @@ async def test_a_device_that_was_removed_and_added_again_needs_a_new_certificate
         assert (await (await server.edge(after)).say("count 1")).answer.text == "0"
 
 
+@pytest.mark.slow
 @on_loop
 async def test_a_call_ends_with_its_certificate(paths: dict[str, Any], tmp_path: Path) -> None:
     life = {"device_certificate_days": 4.0 / DAY_S}
@@ -160,6 +163,7 @@ async def test_one_devices_open_calls_are_bounded_and_others_are_not_affected(
         assert (await greedy.say("count 1")).answer.text == "0", "as soon as one has ended"
 
 
+@pytest.mark.slow
 @on_loop
 async def test_revoking_one_device_again_and_again_leaves_nothing_behind(
     paths: dict[str, Any], tmp_path: Path

@@ -26,6 +26,7 @@ async def ended(call: Any) -> Exception:
     return typed(error.value)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", OPEN)
 @on_loop
 async def test_a_call_that_brings_no_message_ends_and_keeps_no_one_out(

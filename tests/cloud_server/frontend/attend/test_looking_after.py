@@ -83,6 +83,7 @@ async def device_of(it: Secured, name: str = "gate-3", tenant: str = "acme") -> 
     return made
 
 
+@pytest.mark.slow
 @on_loop
 async def test_an_order_waits_for_its_device_and_is_sent_until_its_outcome_is_known(
     paths: dict[str, Any], tmp_path: Path
@@ -128,6 +129,7 @@ async def test_a_command_has_one_camera_take_a_picture(
     premises.store.close()
 
 
+@pytest.mark.slow
 @on_loop
 async def test_an_order_given_at_one_front_end_reaches_a_device_at_another(
     paths: dict[str, Any], tmp_path: Path
@@ -184,6 +186,7 @@ async def test_an_order_given_at_one_front_end_reaches_a_device_at_another(
     premises.store.close()
 
 
+@pytest.mark.slow
 @on_loop
 async def test_orders_and_reports_are_for_devices_with_a_certificate_that_is_valid(
     paths: dict[str, Any], tmp_path: Path
@@ -332,6 +335,7 @@ def test_what_is_kept_of_a_device_and_of_its_tenant_is_bounded(
     premises.store.close()
 
 
+@pytest.mark.slow
 @on_loop
 async def test_settings_are_given_again_to_a_device_that_does_not_have_them(
     paths: dict[str, Any], tmp_path: Path

@@ -141,6 +141,7 @@ def test_a_request_that_ends_its_engine_twice_is_quarantined_and_the_others_are_
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("how", ["stopped", "leaks"])
 def test_an_engine_that_is_stopped_or_leaks_is_replaced_and_its_requests_are_answered(
     paths: dict[str, Any], how: str
@@ -166,6 +167,7 @@ def test_an_engine_that_is_stopped_or_leaks_is_replaced_and_its_requests_are_ans
     asyncio.run(scene())
 
 
+@pytest.mark.slow
 def test_engines_killed_over_and_over_under_load_lose_no_answer_and_double_none(
     paths: dict[str, Any],
 ) -> None:
@@ -216,6 +218,7 @@ def test_engines_killed_over_and_over_under_load_lose_no_answer_and_double_none(
     asyncio.run(scene())
 
 
+@pytest.mark.slow
 def test_a_request_that_runs_alone_while_engines_are_killed_or_stopped_is_not_quarantined(
     paths: dict[str, Any],
 ) -> None:

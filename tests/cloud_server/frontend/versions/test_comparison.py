@@ -23,6 +23,7 @@ def run(before: float, after: float, seed: int, frames: int, margin: float = 0.0
     return None
 
 
+@pytest.mark.slow
 def test_a_version_that_is_as_good_is_hardly_ever_taken_back() -> None:
     """400 rollouts of 1,000 frames each, looked at after every frame."""
     alarms = [run(0.10, 0.10, seed, 1000, margin=0.0) is not None for seed in range(400)]

@@ -140,6 +140,7 @@ async def test_a_version_whose_answers_differ_from_the_recorded_ones_is_refused_
         assert await server.metric("bundle_refusals_total") == 1
 
 
+@pytest.mark.slow
 @on_loop
 async def test_without_a_canary_set_a_version_serves_only_if_the_operator_insists(
     paths: dict[str, Any], tmp_path: Path
@@ -200,6 +201,7 @@ async def test_a_version_that_refuses_frames_is_rolled_back_by_itself(
         assert await versions_of(server) == "1"
 
 
+@pytest.mark.slow
 @on_loop
 async def test_a_version_retires_when_nothing_refers_to_it_and_comes_back_at_a_rollback(
     paths: dict[str, Any], tmp_path: Path
@@ -231,6 +233,7 @@ async def test_every_engine_has_every_version_also_one_that_began_anew(
             assert (await edge.say("count 1", seed=seed + 1)).HasField("answer")
 
 
+@pytest.mark.slow
 @on_loop
 async def test_an_engine_that_cannot_load_a_version_again_stays_out_while_the_other_serves_it(
     paths: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]

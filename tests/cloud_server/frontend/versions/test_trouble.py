@@ -57,6 +57,7 @@ def unwritable(operator: Operator) -> Iterator[None]:
         tx.session.execute(text("DROP TRIGGER full"))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("good", [True, False])
 @on_loop
 async def test_a_version_that_was_not_judged_when_the_service_was_killed_is_judged_after_the_start(
@@ -103,6 +104,7 @@ async def test_a_refused_version_is_rolled_back_once_the_database_can_be_written
         assert await server.metric("bundle_refusals_total") == 1
 
 
+@pytest.mark.slow
 @on_loop
 async def test_a_worse_version_serves_nobody_although_the_database_cannot_be_written(
     paths: dict[str, Any], tmp_path: Path
@@ -160,6 +162,7 @@ async def test_a_rollout_goes_on_while_the_database_is_gone(
         await until(lambda: operator.states().get(digest) == "serving")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGSTOP, signal.SIGKILL])
 @on_loop
 async def test_an_engine_that_stops_or_dies_while_it_judges_is_replaced_and_the_version_judged(
@@ -182,6 +185,7 @@ async def test_an_engine_that_stops_or_dies_while_it_judges_is_replaced_and_the_
         assert await versions_of(server) == "2"
 
 
+@pytest.mark.slow
 @on_loop
 async def test_a_version_that_makes_engines_leak_while_it_is_judged_is_refused_in_the_end(
     paths: dict[str, Any], tmp_path: Path
@@ -206,6 +210,7 @@ async def test_a_version_that_makes_engines_leak_while_it_is_judged_is_refused_i
         assert await versions_of(server) == "1"
 
 
+@pytest.mark.slow
 @on_loop
 async def test_a_version_for_a_share_of_devices_is_offered_again_after_a_start(
     paths: dict[str, Any], tmp_path: Path
@@ -228,6 +233,7 @@ async def test_a_version_for_a_share_of_devices_is_offered_again_after_a_start(
     operator.store.close()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("state", ["offered", "retiring"])
 @on_loop
 async def test_an_engine_that_stops_beside_two_versions_comes_back_with_those_that_are_needed(
@@ -263,6 +269,7 @@ async def test_an_engine_that_stops_beside_two_versions_comes_back_with_those_th
         call.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 @on_loop
 async def test_two_front_ends_on_one_database_roll_a_version_out_and_back(
