@@ -46,7 +46,7 @@ test: $(READY) node postgresql gstreamer systemd ## The quick tests, of everythi
 	@echo "test: pytest with $(WORKERS) workers; skipped tests are listed with their reason; make test-slow has the others"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
-test-slow: $(READY) node postgresql gstreamer systemd ## The slow tests: training, kills, every flipped byte; about 25 minutes
+test-slow: $(READY) node postgresql gstreamer systemd ## The slow tests: training, kills, every flipped byte; about 40 minutes
 	@echo "test-slow: pytest with $(WORKERS) workers; skipped tests are listed with their reason"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import json
 import os
@@ -87,6 +88,12 @@ def modules() -> Iterator[tuple[str, Path]]:
             yield _module_name(path), path
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """A file as it is parsed, once for all tests."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def is_ours(name: str) -> bool:
     """A module or a package of ours, not a name inside one."""
     path = ROOT.joinpath(*name.split("."))
@@ -96,7 +103,7 @@ def is_ours(name: str) -> bool:
 def imports(name: str, path: Path) -> Iterator[tuple[int, str]]:
     """Every dotted name that the file imports, at any depth, relative imports resolved."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
@@ -134,7 +141,7 @@ def test_picture_files_are_read_in_one_place() -> None:
         f"{name}:{node.lineno}"
         for name, path in modules()
         if name not in OPENS_PICTURES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and (node.value.id, node.attr) in {("Image", "open"), ("ImageFile", "Parser")}

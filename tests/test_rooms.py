@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_house import ROOT, imports, is_ours, modules
+from tests.test_house import ROOT, imports, is_ours, modules, parsed
 
 LONGEST = 520
 """Lines of a file that holds several ideas without becoming hard to read."""
@@ -20,7 +20,7 @@ ONE_IDEA: dict[str, str] = {"protos/errors.py": "the table of every error"}
 
 def _trees() -> Iterator[tuple[str, Path, ast.Module]]:
     for name, path in modules():
-        yield name, path, ast.parse(path.read_text(encoding="utf-8"))
+        yield name, path, parsed(path)
 
 
 def _private(name: str) -> bool:

@@ -389,6 +389,7 @@ def test_what_was_learnt_from_other_texts_is_not_gone_on_with(
         fresh().claim()
 
 
+@pytest.mark.slow
 def test_a_step_that_is_killed_is_counted_up_to_there(
     learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,6 +413,7 @@ def test_a_step_that_is_killed_is_counted_up_to_there(
     assert kept() >= whole + 0.02
 
 
+@pytest.mark.slow
 def test_minutes_are_of_the_settings_that_a_step_was_made_with(learner: Learner) -> None:
     learner.tuned(16)
     mine = learner.minutes()

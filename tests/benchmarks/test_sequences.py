@@ -106,6 +106,7 @@ def test_only_coded_pictures_count() -> None:
     assert picture_bytes("av1", delimiter + header + frame + delimiter + frame) == 2 * 203
 
 
+@pytest.mark.quick(1)
 @NEEDS_FFMPEG
 @pytest.mark.parametrize("codec", ["h264", "h265", "av1"])
 def test_a_stream_comes_back_frame_by_frame(codec: str) -> None:

@@ -14,6 +14,7 @@ from tests.cloud_server.conftest import Files
 pytestmark = pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
 
 
+@pytest.mark.slow
 def test_the_service_answers_on_every_address_of_an_ipv6_wildcard(files: Files) -> None:
     flags = ("--host", "::", "--metrics-host", "[::]", "--insecure")
     with stage.running_server(files.model, [files.bundle], *flags) as server:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
+import pytest
 
 from cloud_server.engine.jobs import Job
 from cloud_server.engine.waiting import Waiting
@@ -106,6 +107,7 @@ class World:
         return float(np.quantile(self.polite_ms, 0.95))
 
 
+@pytest.mark.slow
 def test_a_greedy_device_lengthens_its_neighbours_p95_by_less_than_a_fifth() -> None:
     for tenants in (1, 4):
         alone, beside = World(tenants, 0, 60.0), World(tenants, 64, 60.0)

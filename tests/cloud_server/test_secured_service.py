@@ -120,6 +120,7 @@ def _until_answer(events: object) -> list[pb.InferEvent]:
     return found
 
 
+@pytest.mark.slow
 def test_a_changed_settings_file_and_sighup_are_taken_over(files: Files, tmp_path: Path) -> None:
     config = tmp_path / "cloud.toml"
     config.write_text('log_level = "info"\n')
@@ -144,6 +145,7 @@ def test_a_changed_settings_file_and_sighup_are_taken_over(files: Files, tmp_pat
     assert server.process.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_service_for_everyone_warns_when_it_starts(files: Files) -> None:
     flags = ("--insecure", "--host", "0.0.0.0")
     with stage.running_server(files.model, [files.bundle], *flags) as server:

@@ -6,6 +6,8 @@ import os
 import signal
 from functools import partial
 
+import pytest
+
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 from tests.cloud_server.processes import alive, children
@@ -24,6 +26,7 @@ def up(server: stage.Server) -> int:
     return int(sum(map(server.metric, names)))
 
 
+@pytest.mark.slow
 def test_answers_about_scenes_are_the_same_after_each_engine_was_killed(files: Files) -> None:
     with (
         stage.running_server(files.model, [files.bundle], *FLAGS) as server,

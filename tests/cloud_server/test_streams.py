@@ -131,6 +131,7 @@ def test_without_standard_error_the_logs_do_not_go_to_standard_output(
     assert [json.loads(line)["event"] for line in out.read_text().splitlines()] == ["ready"]
 
 
+@pytest.mark.slow
 def test_every_line_on_standard_error_is_a_json_object(files: Files, tmp_path: Path) -> None:
     err = tmp_path / "err"
     with err.open("wb") as file, serving(files, tmp_path, "", stderr=file) as (_, ready):

@@ -131,6 +131,7 @@ def test_the_files_are_bounded_and_added_once(service: Service) -> None:
     assert kept.exists()
 
 
+@pytest.mark.slow
 def test_what_makes_no_sense_is_refused(service: Service) -> None:
     assert service.add(write_update(service.folder / "u", service.key)) == 0
     for words, kind in (

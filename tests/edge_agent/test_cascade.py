@@ -153,6 +153,7 @@ def test_a_calibrated_export_answers_here_or_asks(
     assert cli.main([*ask, "--cascade-limit", "1"]) == OfflineError.exit_code
 
 
+@pytest.mark.slow
 def test_a_model_without_a_confidence_is_refused(
     export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

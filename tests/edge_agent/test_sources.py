@@ -37,6 +37,7 @@ def test_every_source_that_is_installed_is_under_contract() -> None:
     assert {*MEMBERS, *LIVE} == set(sources.schemes())
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("scheme", LIVE)
 def test_a_live_source_opens_though_its_camera_is_not_there_and_ends_when_it_is_closed(
     scheme: str, tmp_path: Path

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from protos.errors import OfflineError
 from protos.process import console
 from tests.checkout import ROOT
@@ -66,6 +68,7 @@ def test_a_model_that_hangs_keeps_no_agent_running(
     assert "still running 0.5 s after SIGTERM" in said and "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_service_that_says_nothing_keeps_no_agent_running(tmp_path: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as mute,

@@ -19,6 +19,7 @@ from tests.fakes.fake_edge import make_encoder
 from tests.fakes.fake_spool import SpoolRun
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("restarts", [False, True], ids=["service stays", "service restarts"])
 def test_an_agent_that_is_killed_loses_no_accepted_frame_and_records_none_twice(
     tmp_path: Path, edge_faults: EdgeFaults, restarts: bool

@@ -95,6 +95,7 @@ def test_power_cuts_at_any_byte_lose_no_accepted_frame(
     edge_faults.judged("spool: power cuts", cuts, frames, lost, doubled)
 
 
+@pytest.mark.slow
 def test_kills_at_any_moment_lose_no_accepted_frame(
     tmp_path: Path, edge_faults: EdgeFaults
 ) -> None:

@@ -246,6 +246,7 @@ def test_a_service_that_is_still_loading_is_asked_again(node: str, folder: Path)
     assert ANSWERS[0] in out and served.negotiations == 2 and "again after: 502" in out
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_model_that_tells_its_settings_is_served_by_bundles_with_and_without_them(
     node: str, folder: Path, version: int

@@ -63,6 +63,7 @@ def test_openais_node_client_works_unchanged(openai_node: str, paths: dict[str, 
     asyncio.run(work())
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_openais_node_client(openai_node: str, paths: dict[str, Any]) -> None:
     async def work() -> None:
         async with asking(paths) as it:

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_a_selector_from_outside_chooses_what_the_agent_sends() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "examples.selector"],

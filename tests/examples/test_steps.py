@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,6 +16,7 @@ OUT = ROOT / "build" / "examples" / "steps"
 STEPS = ["source", "prefill", "select", "encode", "send", "decode", "project", "inject", "answer"]
 
 
+@pytest.mark.slow
 def test_every_step_is_told_and_drawn_and_the_answers_are_those_of_seeing_the_picture() -> None:
     for drawn in OUT.glob("*"):
         drawn.unlink()

@@ -95,6 +95,7 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     target.check(data)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, database=None)
 @given(
     st.sampled_from(POINTS),

@@ -128,6 +128,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, database=None)
 @given(st.data())
 def test_any_value_in_any_field_gives_a_layout_or_a_typed_error(data: st.DataObject) -> None:

@@ -130,6 +130,7 @@ def test_absurd_counts_are_refused_before_anything_is_allocated(
         quantizer.decode(b"\x01" * 64, tokens, rank, np.ones(max(rank, 0)))
 
 
+@pytest.mark.quick(1)
 @every
 @settings(max_examples=100, deadline=None, database=None)
 @given(data=st.data(), tokens=st.integers(1, 6))

@@ -103,6 +103,7 @@ def test_answers_come_from_the_picture_whose_cache_was_injected(pair: Pair) -> N
     assert mean[0] >= mean[2] + 0.15, mean
 
 
+@pytest.mark.slow
 def test_a_ladders_judge_answers_what_the_served_path_answers(pair: Pair) -> None:
     test = TestSet.load("validation", 16, 6)
     states = pair.states(test.pictures)

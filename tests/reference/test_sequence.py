@@ -73,6 +73,7 @@ def visible(before: np.ndarray, after: np.ndarray) -> int:
     return int((np.abs(before.astype(int) - after.astype(int)).max(axis=2) > 12).sum())
 
 
+@pytest.mark.slow
 def test_what_is_labelled_shows_in_the_picture_and_what_is_gone_does_not() -> None:
     for number in range(12):
         found = sample_sequence("validation", number, 0, FRAMES)

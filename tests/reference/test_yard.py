@@ -181,6 +181,7 @@ def test_a_colour_is_the_one_that_is_named() -> None:
     assert np.median(white[:, 1]) < 50
 
 
+@pytest.mark.slow
 def test_answers_agree_with_the_scene(scenes: Scenes) -> None:
     """Every question that can be asked, answered again from its words alone, margins included."""
     checked: Counter[str] = Counter()

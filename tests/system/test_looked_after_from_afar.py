@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from cloud_server.state import device_reports, devices, orders
@@ -21,6 +22,8 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 from tests.cloud_server.conftest import paths  # noqa: F401
 from tests.cloud_server.secured import Premises, secured
 from tests.fakes.loop import on_loop
+
+pytestmark = pytest.mark.slow
 
 AGENT = """
 import sys

@@ -9,8 +9,12 @@ import socket
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from reference.demo.halves import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ENVIRONMENT
 from reference.demo.processes import Child
+
+pytestmark = pytest.mark.slow
 
 PICTURES, QUESTIONS = 10, 6
 

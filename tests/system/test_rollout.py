@@ -16,6 +16,8 @@ from reference.demo.halves import BUNDLE, CLOUD_MODEL, EDGE_MODEL, ENVIRONMENT
 from reference.demo.processes import Child
 from tests.system.test_reconnect import answers, free_port
 
+pytestmark = pytest.mark.slow
+
 PICTURES, QUESTIONS = 200, 6
 ALL = PICTURES * QUESTIONS
 

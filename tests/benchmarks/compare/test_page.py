@@ -72,6 +72,7 @@ def test_a_report_without_codecs_is_not_whole(report: dict[str, Any]) -> None:
     assert schema.problems(report) == ["image_codecs is missing or empty"]
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_other_file(report: dict[str, Any], testset: TestSet) -> None:
     made = render(report, testset)
     parser = _Balanced()
@@ -101,6 +102,7 @@ def test_a_target_that_was_missed_is_shown_as_missed(
     assert re.search(r"bytes on the wire per frame.*?401\.0.*?missed", made, re.S)
 
 
+@pytest.mark.slow
 def test_every_plot_is_an_svg_that_follows_the_page(
     report: dict[str, Any], testset: TestSet
 ) -> None:

@@ -19,6 +19,7 @@ from reference.demo.processes import ChildError
 from reference.demo.terminal import Terminal
 
 
+@pytest.mark.slow
 def test_the_demo_answers_over_a_real_wire_and_reports_everything(tmp_path: Path) -> None:
     asked = ["--pictures", "8", "--out", str(tmp_path)]
     answers = ["--answers", str(tmp_path / "answers-1.jsonl")]

@@ -18,6 +18,8 @@ from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 from tests.cloud_server.secured import Premises
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Described:

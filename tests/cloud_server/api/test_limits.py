@@ -25,6 +25,7 @@ async def raw(it: Asking, sent: bytes) -> bytes:
         writer.close()
 
 
+@pytest.mark.slow
 def test_a_connection_whose_request_does_not_arrive_is_closed(paths: dict[str, Any]) -> None:
     async def work() -> None:
         async with asking(paths, request_arrival_s=0.3) as it:

@@ -194,6 +194,7 @@ def test_an_operator_activates_rolls_back_and_retires_a_bundle(
     asyncio.run(work())
 
 
+@pytest.mark.slow
 def test_a_new_certificate_is_shown_to_new_connections_and_open_ones_live_on(
     paths: dict[str, Any], tmp_path: Path
 ) -> None:

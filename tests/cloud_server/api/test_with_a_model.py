@@ -20,6 +20,8 @@ from protos.points import RAW_KV_FP8
 from tests.cloud_server import stage
 from tests.cloud_server.conftest import Files
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def over_http(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[stage.Server]:

@@ -108,6 +108,7 @@ def _answers(bench: Bench, jobs: list[Job], together: bool) -> dict[int, str]:
     return {event.job: event.text for event in bench.said if isinstance(event, Answered)}
 
 
+@pytest.mark.slow
 def test_questions_that_join_together_are_answered_from_their_own_scenes_in_a_full_memory(
     files: Files,
 ) -> None:

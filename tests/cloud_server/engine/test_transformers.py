@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec import structs
 
 from cloud_server.engine.jobs import Accepted, Dropped, Failed, TokenMade
@@ -95,6 +96,7 @@ def test_a_bad_frame_that_is_a_group_of_its_own_does_not_end_the_engine(bench: B
     assert failures == {2: 201} and set(bench.answers()) == {1}
 
 
+@pytest.mark.slow
 def test_scenes_beyond_the_memory_are_forgotten_longest_unused_first(files: Files) -> None:
     bench = Bench(files)
     one = bench.job(0, question="")
@@ -142,6 +144,7 @@ def test_an_alarm_is_answered_before_those_that_wait_for_a_slot(files: Files) ->
     assert set(order) == set(range(9)) and order.index(8) <= 3
 
 
+@pytest.mark.slow
 def test_a_job_cancelled_in_mid_decode_has_no_row_in_the_next_step(files: Files) -> None:
     bench = Bench(files, batch_size=2)
     for id in range(3):

@@ -250,6 +250,7 @@ async def test_no_call_shows_a_caller_anothers_data(paths: dict[str, Any], tmp_p
                 call.cancel()
 
 
+@pytest.mark.slow
 @on_loop
 async def test_a_frame_of_another_session_is_no_base_for_a_delta_frame(
     paths: dict[str, Any], tmp_path: Path

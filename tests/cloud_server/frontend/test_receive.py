@@ -21,6 +21,7 @@ from tests.cloud_server.secured import secured
 from tests.fakes.loop import on_loop
 
 
+@pytest.mark.slow
 def test_a_request_beyond_the_credit_is_refused_as_overload_and_may_be_sent_again(
     paths: dict[str, Any],
 ) -> None:

@@ -19,6 +19,7 @@ from protos.errors import ConfigError
 from tests.cloud_server.front_end import make, running
 
 
+@pytest.mark.slow
 def test_the_front_end_imports_no_tensor_library() -> None:
     code = (
         "import sys, cloud_server.cli\n"
@@ -123,6 +124,7 @@ def test_connections_beyond_the_cap_are_closed_and_those_before_it_are_served(
     asyncio.run(scene())
 
 
+@pytest.mark.slow
 def test_the_metrics_port_has_a_cap_of_its_own_and_is_free_again_when_they_leave(
     paths: dict[str, Any],
 ) -> None:

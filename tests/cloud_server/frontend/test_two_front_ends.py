@@ -55,6 +55,7 @@ async def test_a_device_of_one_front_end_is_known_by_the_other(
     premises.store.close()
 
 
+@pytest.mark.slow
 @on_loop
 async def test_a_second_machine_joins_with_a_copy_of_the_directory_and_not_with_init(
     paths: dict[str, Any],

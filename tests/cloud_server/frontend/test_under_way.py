@@ -15,6 +15,7 @@ from reference.demo.relay import Relay
 from tests.cloud_server.front_end import Running, at_least, let_go_of, running
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("how", ["cancelled", "deadline"])
 def test_after_a_cancel_or_a_deadline_every_place_is_free_in_queue_and_engine(
     paths: dict[str, Any], how: str

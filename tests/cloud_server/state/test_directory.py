@@ -49,6 +49,7 @@ async def until(
         moved.clear()
 
 
+@pytest.mark.quick(1)
 def test_another_processes_change_is_seen(url: str, opened: Opened) -> None:
     live = LiveDirectory(opened(), Quota(concurrent=4))
     script = (

@@ -123,6 +123,7 @@ def test_every_audited_change_moves_the_token_and_a_quiet_one_does_not(store: St
     assert len(set(seen)) == 3 and store.token() == seen[-1]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("damage", ["head", "garbage", "cut", "empty table"])
 def test_a_damaged_file_is_refused_with_what_to_do(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "state.db"

@@ -68,6 +68,7 @@ def test_no_picture_that_leaves_shows_what_is_masked(
     assert pictures_sent(run)[0][:, :30].max() > 200
 
 
+@pytest.mark.slow
 def test_the_small_model_decides_what_goes_up(tmp_path: Path, moving: Path) -> None:
     source = [f"file://{moving}?name=gate&fps=2"]
     run = over(tmp_path, source, trigger=["local=fire=edge FIRE"])
@@ -80,6 +81,7 @@ def test_the_small_model_decides_what_goes_up(tmp_path: Path, moving: Path) -> N
     assert dropped == 4 and run.ended == 6
 
 
+@pytest.mark.slow
 def test_a_request_has_the_next_picture_taken_and_stop_ends_the_wait(
     tmp_path: Path, moving: Path
 ) -> None:

@@ -225,6 +225,7 @@ def test_a_camera_of_a_jetson_says_what_is_missing_elsewhere(
     wait_for(lambda: value(watched.camera, "restarts_total", cause="no_decoder") >= 1)
 
 
+@pytest.mark.slow
 def test_a_mask_that_disappears_stops_its_camera_until_it_is_back(
     moving: Path, watch: Callable[[Camera], Watched], tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def test_the_light_as_a_whole_is_no_motion_but_a_person_in_it_is(
         assert motion.see(lit(with_person(scene(21), top=20)), Mask(), now + 0.2) > SHARE
 
 
+@pytest.mark.slow
 def test_what_stays_becomes_background() -> None:
     motion = Motion()
     now = after_a_while(motion)

@@ -116,6 +116,7 @@ def test_a_line_of_pixels_is_read(size: tuple[int, int]) -> None:
     assert capture.picture is not None and capture.picture.size == size
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("side", "says"), [(9_000, "max_picture_pixels"), (20_000, "bomb")])
 def test_a_bomb_is_refused_before_it_is_decoded(side: int, says: str) -> None:
     bomb = io.BytesIO()

@@ -56,6 +56,7 @@ def taker(tmp_path: Path) -> Iterator[Taker]:
     made.close()
 
 
+@pytest.mark.slow
 def test_new_replaced_and_renamed_files_come_once_each(taker: Taker, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(2))
     taker.wait(lambda: "a.png" in taker.names())
@@ -71,6 +72,7 @@ def test_new_replaced_and_renamed_files_come_once_each(taker: Taker, tmp_path: P
     assert all(capture.error is None for capture in taker.captures)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_still_being_written_is_waited_for(taker: Taker, tmp_path: Path) -> None:
     whole = png(6)
     with (tmp_path / "slow.png").open("wb") as file:

@@ -94,6 +94,7 @@ def test_events_that_break_off_alone_lose_nothing(tmp_path: Path) -> None:
     run(test)
 
 
+@pytest.mark.quick(1)
 def test_behind_a_load_balancer_events_come_on_the_frames_own_connection(tmp_path: Path) -> None:
     async def test() -> None:
         async with bridge(apart=True, elsewhere=True) as served:
@@ -173,6 +174,7 @@ def test_advice_moves_auto_to_another_point_and_changes_the_credit(tmp_path: Pat
     run(test)
 
 
+@pytest.mark.quick(1)
 def test_closing_ends_what_waits(tmp_path: Path) -> None:
     async def test() -> None:
         async with bridge(gate=asyncio.Event()) as served:

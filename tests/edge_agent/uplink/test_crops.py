@@ -84,6 +84,7 @@ def test_pictures_are_held_within_the_bound_the_newest_ones() -> None:
     assert crops.bytes == 0 and not crops._held
 
 
+@pytest.mark.quick(1)
 def test_a_crop_keeps_within_its_bytes_or_is_not_sent() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
     picture = Image.fromarray(noise)

@@ -103,6 +103,7 @@ def test_a_server_of_this_machine_is_reached_past_every_proxy(
     assert refusing.asked == []
 
 
+@pytest.mark.slow
 def test_a_refusal_by_a_proxy_names_the_proxy_and_keeps_its_password(stage: Path) -> None:  # noqa: F811
     with proxy() as refusing:
         url = f"http://user:secret@127.0.0.1:{refusing.port}"
@@ -114,6 +115,7 @@ def test_a_refusal_by_a_proxy_names_the_proxy_and_keeps_its_password(stage: Path
     assert refusing.asked and set(refusing.asked) == {"bridge.example:50051"}
 
 
+@pytest.mark.slow
 def test_a_server_elsewhere_is_reached_through_the_proxy(
     stage: Path,  # noqa: F811
     server: FakeBridge,  # noqa: F811

@@ -192,6 +192,7 @@ def test_over_an_outage_frames_are_late_but_few_of_those_after_it() -> None:
     assert 10 / 60 <= run.late_share < 14 / 60
 
 
+@pytest.mark.slow
 def test_the_controller_beats_every_fixed_point_where_the_rate_changes() -> None:
     steps = traces(96, 0)[0]
     fixed = max(simulate(steps, LADDER, rung.name).score for rung in LADDER)

@@ -60,6 +60,7 @@ def test_a_point_that_the_server_does_not_have_is_named_with_those_it_has(tmp_pa
     run(test)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("point", ["fp8", "low", "raw_kv_fp8", "picture"])
 def test_every_kind_of_point_arrives_intact(tmp_path: Path, point: str) -> None:
     async def test() -> None:

@@ -36,6 +36,7 @@ def test_build_writes_the_engine_and_a_report(printed: Printed, tiny: Path, tmp_
     assert report["build"]["executed"] is False and "fp8_parity" not in report
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_build_with_fp8_reports_how_far_the_graph_is_from_float32(
     printed: Printed, tiny: Path, tmp_path: Path

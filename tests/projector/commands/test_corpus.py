@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -12,6 +13,7 @@ from tests.fakes.toolkit import code_of
 from tests.projector.conftest import PICTURES
 
 
+@pytest.mark.slow
 def test_a_corpus_of_the_first_few_goes_on_to_all(
     run: Any, data: Path, corpus: Path, tmp_path: Path, capsys: Any
 ) -> None:

@@ -234,6 +234,7 @@ def test_a_report_of_a_good_map_is_exported_as_before(
     assert "forced" not in certificate
 
 
+@pytest.mark.slow
 def test_statements_hold_again_where_a_map_is_good(judged: dict[str, Any]) -> None:
     good = {
         **judged,
@@ -245,6 +246,7 @@ def test_statements_hold_again_where_a_map_is_good(judged: dict[str, Any]) -> No
     assert said["projecting gains two points on the edge alone"] is True
 
 
+@pytest.mark.slow
 def test_nothing_good_is_said_of_a_map_that_another_picture_replaces(
     judged: dict[str, Any],
 ) -> None:

@@ -23,6 +23,8 @@ from tests.fakes.tiny_models import tiny_gemma3, tiny_idefics3, tiny_llava, tiny
 from tests.fakes.toolkit import WORDS, pictures_with_questions
 from tests.projector.conftest import GPU
 
+pytestmark = pytest.mark.slow
+
 GUIDE = Path(__file__).resolve().parents[3] / "docs" / "model-engineer.md"
 ON_GPU = ("corpus", "train", "validate", "calibrate", "guard")
 

@@ -137,6 +137,7 @@ def key(run: Run, tmp_path: Path) -> tuple[Path, Path]:
 # ---------------------------------------------------------------------- create and apply
 
 
+@pytest.mark.slow
 def test_a_created_package_answers_as_the_direct_way_does(
     run: Run,
     creating: list[object],
@@ -171,6 +172,7 @@ def test_a_created_package_answers_as_the_direct_way_does(
     assert run(*arguments)[0] == ConfigError.exit_code  # no bundle is named, nor embedded
 
 
+@pytest.mark.slow
 def test_an_embedded_package_needs_nothing_but_the_model(
     run: Run, file: Path, vlms: dict[str, VLM]
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.projector.conftest import PICTURES
 
 
+@pytest.mark.slow
 def test_a_report_has_every_control_beside_its_figure(
     run: Any,
     data: Path,

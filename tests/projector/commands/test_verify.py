@@ -21,6 +21,7 @@ from protos.errors import (
 from tests.projector.commands.conftest import Program
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
 def test_verify_passes_for_the_two_models_of_the_bundle(
     program: Program, bundle: Path, pair: list[object], backend: str
@@ -43,6 +44,7 @@ def test_verify_json_names_what_was_verified(
     assert shown["target"]["fingerprint"] == info.target.fingerprint
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_verify_refuses_another_model_on_either_side(
     program: Program, bundle: Path, pair: list[object], vlms: dict[str, VLM], side: str

@@ -123,6 +123,7 @@ def test_half_precision_is_half_the_size_and_within_its_rounding(tmp_path: Path)
     assert sizes[1] < 0.6 * sizes[0]
 
 
+@pytest.mark.slow
 def test_a_family_that_the_exporter_cannot_trace_is_a_typed_error(tmp_path: Path) -> None:
     vlm = VLM.load(tiny_gemma3_vlm(tmp_path))
     with pytest.raises(UnsupportedModelError, match="'gemma3' cannot be exported"):

@@ -200,6 +200,7 @@ DATED = {
 }
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("how", DATED)
 def test_a_template_that_depends_on_the_clock_is_refused_with_what_to_do(
     how: str, folders: dict[str, Path], tmp_path: Path

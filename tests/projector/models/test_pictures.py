@@ -363,6 +363,7 @@ EVERYWHERE = [
 ]
 
 
+@pytest.mark.quick(45)
 @pytest.mark.parametrize(("door", "case"), EVERYWHERE)
 def test_a_scene_is_the_same_picture_whatever_file_it_comes_in(
     door: str, case: str, tmp_path: Path
@@ -555,6 +556,7 @@ def test_an_empty_file_is_said_to_be_empty_and_another_format_what_to_save_it_as
             door(saved(COLOUR, "GIF"), tmp_path)
 
 
+@pytest.mark.quick(17)
 @pytest.mark.parametrize("case", CASES)
 def test_a_damaged_file_of_any_kind_is_a_picture_or_a_typed_error(case: str) -> None:
     file, rng = CASES[case][0](), np.random.default_rng(len(case))

@@ -183,6 +183,7 @@ def test_a_model_that_is_read_wrongly_is_refused_with_its_figures(
         load(name)
 
 
+@pytest.mark.slow
 def test_a_library_that_computes_something_else_is_found_out(
     load: Callable[..., FrozenModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +251,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_a_second_start_uses_what_the_first_found(
     load: Callable[..., FrozenModel], fresh_cache: Path, counted: list[str]
 ) -> None:

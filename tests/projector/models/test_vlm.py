@@ -68,6 +68,7 @@ def assert_same(vlm: VLM, answer: list[int], truth: tuple[list[int], list[float]
         assert answer[index] == token, (index, answer, truth)
 
 
+@pytest.mark.quick(2)
 def test_a_rebuilt_cache_continues_exactly_like_the_original_model(vlm: VLM) -> None:
     pictures = [picture(seed) for seed in range(3)]
     states = vlm.states(vlm.prefill(pictures))
@@ -180,6 +181,7 @@ def test_received_attention_is_what_eager_attention_gives(vlm: VLM) -> None:
         np.testing.assert_allclose(got[row].numpy(), share / share.sum(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_attention_is_measured_for_a_decoder_that_only_runs_eagerly(tmp_path: Path) -> None:
     path = tiny_llava(tmp_path)
     usual = VLM.load(path)
@@ -411,6 +413,7 @@ def test_half_precision_is_another_layout_and_still_answers(tmp_path: Path) -> N
     assert len(vlm.answer(scene, [vlm.question_ids("where ?")], 4)) == 1
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "rope",
     [

@@ -149,6 +149,7 @@ def test_every_backend_is_known() -> None:
         backends.get("nosuch")
 
 
+@pytest.mark.quick(1)
 def test_tensorrt_says_what_it_lacks(made: tuple[Map, CloudFiles], target: KVLayout) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")

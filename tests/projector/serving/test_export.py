@@ -218,6 +218,7 @@ def test_channels_of_very_different_size_are_all_kept(source: KVLayout, target: 
     assert np.isfinite(close).all() and error.max() < 0.07
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_every_graph_of_ours_has_an_fp8_variant(interleaved: bool) -> None:
     target = turned(layout(2, 2, 16, (3, 3)), 8, interleaved)

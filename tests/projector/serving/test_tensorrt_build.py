@@ -99,6 +99,7 @@ def test_the_reference_bundle_compiles_and_is_smaller_in_fp8() -> None:
     assert sizes[1] < 0.7 * sizes[0]
 
 
+@pytest.mark.quick(1)
 @needs_rtx
 def test_what_the_library_refuses_is_refused_with_its_reason(
     graph: bytes, shapes: tensorrt_build.Shapes

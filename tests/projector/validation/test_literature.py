@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from projector.validation import literature
 from projector.validation.answers import Validator
 from projector.validation.validate import validate
 
 
+@pytest.mark.slow
 def test_what_does_not_hold_is_said(judge: Validator) -> None:
     report = validate(judge)
     report["attention_amplification"] = {

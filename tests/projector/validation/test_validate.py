@@ -15,6 +15,7 @@ from projector.validation.answers import Validator
 from projector.validation.validate import validate
 
 
+@pytest.mark.slow
 def test_the_native_cache_agrees_with_itself(judge: Validator) -> None:
     native = judge.native()
     assert all(native.first) and all(native.full)
@@ -25,6 +26,7 @@ def test_the_native_cache_agrees_with_itself(judge: Validator) -> None:
     assert np.mean(far.kl) > np.mean(native.kl)
 
 
+@pytest.mark.slow
 def test_a_linear_map_is_shown_cut_to_lower_ranks_and_in_fewer_bits(judge: Validator) -> None:
     report = validate(judge)
     ranks = [row["rank"] for row in report["retention_by_rank"]]
@@ -39,6 +41,7 @@ def test_a_linear_map_is_shown_cut_to_lower_ranks_and_in_fewer_bits(judge: Valid
     assert "bfloat16" in page and "no way back" in page
 
 
+@pytest.mark.slow
 def test_a_map_with_a_way_back_is_judged_by_its_round_trip_too(judge: Validator) -> None:
     both = Bidirectional().build(
         judge.trainer.map.source,

@@ -56,6 +56,7 @@ def test_many_states_cost_three_bytes_each(classes: int) -> None:
     assert len(wide) + 2 * escapes == pytest.approx(len(alone) + 3 * lanes, rel=0.01)
 
 
+@pytest.mark.slow
 def test_few_symbols_or_many_tables_keep_the_one_state() -> None:
     assert lanes_for(8191) == 0 and lanes_for(8192) == 256
     assert lanes_for(10**8) == MAX_LANES

@@ -128,6 +128,7 @@ def test_every_error_has_a_summary_of_its_own() -> None:
     assert all("summary" in vars(error) for error in ERRORS.values())
 
 
+@pytest.mark.slow
 def test_text_that_the_terminal_cannot_show_is_escaped_instead_of_failing() -> None:
     done = shell(
         "python -m edge_agent --help | cat; exit ${PIPESTATUS[0]}", PYTHONIOENCODING="ascii"
@@ -192,6 +193,7 @@ def test_a_program_runs_where_no_usual_temporary_folder_can_be_written(command: 
     assert done.stdout and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_socket_path_that_is_too_long_leaves_nothing_behind_and_says_what_to_do(
     tmp_path: Path,
 ) -> None:

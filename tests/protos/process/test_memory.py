@@ -46,6 +46,7 @@ def test_resident_memory_is_that_of_the_process_asked_for() -> None:
     assert resident_bytes(child.pid) == 0, "a process that is gone"
 
 
+@pytest.mark.slow
 def test_freed_buffers_leave_the_process_even_above_a_small_one_that_stays() -> None:
     """In a process of its own: the heap's settings are for life."""
     import subprocess

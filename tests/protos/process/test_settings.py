@@ -225,6 +225,7 @@ def _every_parser() -> list[tuple[list[str], Any]]:
 EVERY_PARSER = _every_parser()
 
 
+@pytest.mark.quick(25)
 @pytest.mark.parametrize("words", [words for words, _ in EVERY_PARSER], ids=" ".join)
 def test_a_mistyped_flag_of_any_command_is_told_which_was_meant(words: list[str]) -> None:
     """Whatever else lacks on the command line; and no flag can be cut short."""

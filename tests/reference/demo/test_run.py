@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 _WITHOUT = """
 import importlib.abc, runpy, sys
 class Block(importlib.abc.MetaPathFinder):
@@ -36,6 +38,7 @@ def test_the_demo_answers_from_bytes_and_needs_nothing_of_the_benchmarks(tmp_pat
     assert "Right answers, %" in done.stdout and "report.html" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_bundle_that_is_not_there_is_one_line_and_its_exit_code(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "reference.demo", "--bundle", str(tmp_path / "none")]
     command += ["--pictures", "1", "--out", str(tmp_path / "out")]

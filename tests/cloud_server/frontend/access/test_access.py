@@ -181,6 +181,7 @@ async def cases(server: Secured) -> dict[str, tuple[str, int]]:
     return found
 
 
+@pytest.mark.slow
 @on_loop
 async def test_metrics_are_for_operators_of_the_service_and_health_for_all(
     paths: dict[str, Any], tmp_path: Path

@@ -87,6 +87,7 @@ async def test_a_used_an_expired_a_wrong_and_a_malformed_code_are_refused_in_the
         await server.enrol(newer)
 
 
+@pytest.mark.slow
 @on_loop
 async def test_a_code_used_twice_at_once_gives_one_certificate(
     paths: dict[str, Any], tmp_path: Path

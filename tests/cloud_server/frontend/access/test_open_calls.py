@@ -118,6 +118,7 @@ async def test_a_call_ends_with_its_certificate(paths: dict[str, Any], tmp_path:
         await refused(call)
 
 
+@pytest.mark.slow
 @on_loop
 async def test_a_removed_keys_open_calls_end(paths: dict[str, Any], tmp_path: Path) -> None:
     async with secured(paths, tmp_path / "svc") as server:

@@ -62,6 +62,7 @@ async def test_one_address_has_few_calls_that_wait_for_their_message(
         await server.enrol(server.premises.code())
 
 
+@pytest.mark.slow
 @on_loop
 async def test_a_known_callers_call_that_brings_no_message_ends(
     paths: dict[str, Any], tmp_path: Path
@@ -73,6 +74,7 @@ async def test_a_known_callers_call_that_brings_no_message_ends(
             assert isinstance(await ended(call), FrameMalformedError), name
 
 
+@pytest.mark.slow
 @on_loop
 async def test_the_port_for_strangers_takes_only_small_messages(
     paths: dict[str, Any], tmp_path: Path

@@ -112,6 +112,7 @@ async def test_an_order_waits_for_its_device_and_is_sent_until_its_outcome_is_kn
     premises.store.close()
 
 
+@pytest.mark.slow
 @on_loop
 async def test_a_command_has_one_camera_take_a_picture(
     paths: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -274,6 +275,7 @@ async def test_bad_reports_are_refused_by_name_and_keep_nothing(
             assert device_reports.of(session, "acme", "gate-3") == []
 
 
+@pytest.mark.slow
 @on_loop
 async def test_a_report_that_comes_again_is_kept_once(
     paths: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
