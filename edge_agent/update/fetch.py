@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import time
 from collections.abc import Awaitable, Callable
@@ -14,6 +13,7 @@ from typing import Any
 import grpc
 
 from edge_agent.uplink.call_errors import error_of
+from edge_agent.uplink.part_file import PartFile
 from protos.errors import DiskFullError, FrameMalformedError
 from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
 from protos.process.files import writing
@@ -74,12 +74,12 @@ class Fetch:
         part, wanted = self.part_of(digest), _FIRST_BYTES
         with writing(part):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            number = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with open(number, "r+b") as file:
-            at = os.fstat(number).st_size
+            opened = PartFile(part)
+        with opened as file:
+            at = file.size
             if at > size:
                 at = 0
-                file.truncate(0)
+                file.clear()
             free = shutil.disk_usage(self.folder).free
             if free < size - at + _SPARE_BYTES:
                 raise DiskFullError(
@@ -93,7 +93,7 @@ class Fetch:
                 data = await self._part(stub, digest, at, min(wanted, size - at), size)
                 took = self.clock() - began
                 with writing(part):
-                    await asyncio.to_thread(_write, number, data, at)
+                    await asyncio.to_thread(file.append, data)
                 at += len(data)
                 self.told(at)
                 if took > _PART_S:
@@ -126,10 +126,3 @@ class Fetch:
         if not data:
             raise FrameMalformedError("the service sent an empty part of an update")
         return bytes(data)
-
-
-def _write(number: int, data: bytes, at: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(number, view, at)
-        view, at = view[written:], at + written

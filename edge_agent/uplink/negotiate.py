@@ -16,6 +16,7 @@ import structlog
 
 from edge_agent.metrics import Metrics
 from edge_agent.uplink.call_errors import error_of
+from edge_agent.uplink.encoder_part import EncoderPart, require_digest
 from edge_agent.uplink.encoder_store import EncoderStore
 from edge_agent.uplink.session import Session
 from projector.codec.encoder import Encoder
@@ -220,41 +221,70 @@ async def _blob(
 ) -> bytes:
     """A file of the bundle by its digest, from disk or else from the server."""
     blob = store.get(digest)
-    if blob is None:
-        metrics.encoder_fetches.inc()
-        blob = await _fetch(stub, session_id, digest, timeout_s)
+    if blob is not None:
+        return blob
+    log = structlog.get_logger(component="edge_agent")
+    metrics.encoder_fetches.inc()
+    with store.part(digest) as part:
+        if part.resumed:
+            log.info("encoder_resumed", digest=digest[:12], bytes=len(part.data))
+        while not part.whole:
+            try:
+                await _fetch(stub, session_id, part, timeout_s)
+            except (BundleCorruptError, FrameMalformedError) as error:
+                resumed = part.resumed
+                part.clear()
+                if not resumed:
+                    raise
+                log.warning("encoder_fetched_anew", digest=digest[:12], cause=str(error))
+            else:
+                break
         try:
-            store.put(digest, blob)
+            store.keep(part)
         except DiskFullError as error:  # it is in memory, so the run goes on
-            structlog.get_logger(component="edge_agent").warning("not_kept", cause=str(error))
-    return blob
+            log.warning("not_kept", cause=str(error))
+        return bytes(part.data)
 
 
-async def _fetch(stub: Any, session_id: bytes, digest: str, timeout_s: float) -> bytes:
-    request = bridge_pb2.FetchEncoderRequest(session_id=session_id, encoder_digest=digest)
-    blob = bytearray()
-    total = 0
-    call = stub.FetchEncoder(request)  # a narrow link may take minutes for it: no deadline
+async def _fetch(stub: Any, session_id: bytes, part: EncoderPart, timeout_s: float) -> None:
+    """Fetch what a part lacks.
+
+    Raises:
+        BundleCorruptError: the whole does not match its digest, or is not as long as announced.
+        BridgeError: the server's refusal, typed; OfflineError if the link breaks.
+    """
+    offset, total = len(part.data), 0
+    request = bridge_pb2.FetchEncoderRequest(
+        session_id=session_id, encoder_digest=part.digest, offset=offset
+    )
+    call = stub.FetchEncoder(request)  # a narrow link may take hours for it: no deadline
     try:
         while (chunk := await asyncio.wait_for(call.read(), timeout_s)) is not grpc.aio.EOF:
+            if not total and chunk.offset != offset:
+                if chunk.offset:
+                    raise BundleCorruptError(
+                        f"the encoder was asked for from byte {offset} on, the server sends it "
+                        f"from {chunk.offset}"
+                    )
+                part.clear()  # an older service, which knows no offset
             total = chunk.total_bytes
-            if total > MAX_BYTES or not 0 < len(chunk.data) <= total - len(blob):
+            if total > MAX_BYTES or not 0 < len(chunk.data) <= total - len(part.data):
                 raise BundleCorruptError(
                     f"the encoder is announced with {total} bytes and brings more or an empty "
                     f"piece, or exceeds {MAX_BYTES} bytes"
                 )
-            blob += chunk.data
+            part.add(chunk.data)
     except grpc.aio.AioRpcError as error:
         raise error_of(error) from error
     except asyncio.TimeoutError as error:
         raise OfflineError(
-            f"nothing more of the encoder came for {timeout_s:g} s, after {len(blob)} bytes"
+            f"nothing more of the encoder came for {timeout_s:g} s, after {len(part.data)} bytes"
         ) from error
     finally:
         call.cancel()
-    if len(blob) != total:
-        raise OfflineError(f"the encoder's stream ended after {len(blob)} of {total} bytes")
-    return bytes(blob)
+    if len(part.data) != total:
+        raise OfflineError(f"the encoder's stream ended after {len(part.data)} of {total} bytes")
+    require_digest(part.digest, part.data)
 
 
 def _limits(message: bridge_pb2.Limits) -> Limits:

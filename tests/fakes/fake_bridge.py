@@ -53,6 +53,8 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         gate: answers wait for it while it is closed.
         encoder_blob: what FetchEncoder sends, if not the encoder.
         silent_fetch: FetchEncoder sends one piece, and nothing after it.
+        fetch_breaks_after: the link breaks after so many pieces of each FetchEncoder; 0: never.
+        knows_offset: whether FetchEncoder goes on from an offset; an older service sends it all.
         damage: how many requests arrive with another frame number than was sent.
         apart: whether there is Events; an older server has none.
         elsewhere: a load balancer takes every second connection to a server of other sessions.
@@ -78,6 +80,8 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
     lose_scene: int = 0
     encoder_blob: bytes | None = None
     silent_fetch: bool = False
+    fetch_breaks_after: int = 0
+    knows_offset: bool = True
     negotiate_error: BridgeError | None = None
     gate: asyncio.Event | None = None
     damage: int = 0
@@ -112,6 +116,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         self.devices: list[str] = []
         self.doubt = ""
         self.fetches = 0
+        self.fetch_offsets: list[int] = []
         self.fetch_deadlines: list[float | None] = []
         self.most_in_flight = 0
         self.groups: list[int] = []  # requests in each message
@@ -188,10 +193,18 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         self.fetch_deadlines.append(context.time_remaining())
         encoder = self.encoders[request.encoder_digest]
         blob = self.encoder_blob if self.encoder_blob is not None else encoder.to_bytes()
-        for start in range(0, len(blob), 1000):
-            yield pb.Chunk(data=blob[start : start + 1000], total_bytes=len(blob))
+        self.fetch_offsets.append(request.offset)
+        at = request.offset if self.knows_offset else 0
+        if at and at >= len(blob):
+            await self._abort(context, FrameMalformedError("no such offset"))
+        for count, start in enumerate(range(at, len(blob), 1000), 1):
+            offset = start if self.knows_offset else 0
+            piece = blob[start : start + 1000]
+            yield pb.Chunk(data=piece, total_bytes=len(blob), offset=offset)
             if self.silent_fetch:
                 await asyncio.Event().wait()
+            if count == self.fetch_breaks_after:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke")
 
     async def Events(self, request: Any, context: Any) -> AsyncIterator[pb.InferEvent]:
         if not self.apart:

@@ -91,6 +91,8 @@ def test_service_and_methods_are_the_published_ones() -> None:
             },
         ),
         (pb.Frame, {"header": 1, "payload": 2, "digest": 3}),
+        (pb.FetchEncoderRequest, {"session_id": 1, "encoder_digest": 2, "offset": 3}),
+        (pb.Chunk, {"data": 1, "total_bytes": 2, "offset": 3}),
         (
             pb.InferEvent,
             {

@@ -79,20 +79,24 @@ class Limits(_message.Message):
     def __init__(self, max_payload_bytes: _Optional[int] = ..., max_header_bytes: _Optional[int] = ..., max_question_bytes: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_picture_bytes: _Optional[int] = ..., max_picture_px: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., max_new_tokens: _Optional[int] = ...) -> None: ...
 
 class FetchEncoderRequest(_message.Message):
-    __slots__ = ("session_id", "encoder_digest")
+    __slots__ = ("session_id", "encoder_digest", "offset")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     ENCODER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     encoder_digest: str
-    def __init__(self, session_id: _Optional[bytes] = ..., encoder_digest: _Optional[str] = ...) -> None: ...
+    offset: int
+    def __init__(self, session_id: _Optional[bytes] = ..., encoder_digest: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("data", "total_bytes")
+    __slots__ = ("data", "total_bytes", "offset")
     DATA_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     total_bytes: int
-    def __init__(self, data: _Optional[bytes] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+    offset: int
+    def __init__(self, data: _Optional[bytes] = ..., total_bytes: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class InferRequest(_message.Message):
     __slots__ = ("request_id", "frame", "question", "max_new_tokens", "priority", "parcel", "crop")

@@ -114,7 +114,8 @@ class BridgeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FetchEncoder(self, request, context):
-        """The edge half of the bundle, content-addressed: keep it on disk under its digest.
+        """The edge half of the bundle, content-addressed: keep it on disk under its digest, and while it
+        comes what has arrived, to go on from there after a break.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -98,6 +98,12 @@ def fetch(who: Who, place: Place, id: bytes) -> Any:
     return who.stub.FetchEncoder(request, metadata=who.metadata, timeout=60)
 
 
+def fetch_rest(who: Who, place: Place, id: bytes) -> Any:
+    digest = place.edge.session.encoder_digest
+    request = pb.FetchEncoderRequest(session_id=id, encoder_digest=digest, offset=1 << 40)
+    return who.stub.FetchEncoder(request, metadata=who.metadata, timeout=60)
+
+
 def infer(who: Who, place: Place, id: bytes) -> Any:
     metadata = (*who.metadata, (SESSION_METADATA_KEY, id))
     call = who.stub.Infer(iter(()), metadata=metadata, timeout=60)
@@ -161,6 +167,7 @@ def log_piece(who: Who, place: Place, id: bytes) -> Any:
 
 CALLS: tuple[Callable[[Who, Place, bytes], Any], ...] = (
     fetch,
+    fetch_rest,
     infer,
     infer_parcel,
     infer_apart,

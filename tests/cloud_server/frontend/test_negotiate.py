@@ -110,6 +110,17 @@ def test_the_fetched_encoder_is_the_one_that_was_named(client: stage.Client) -> 
     blob = b"".join(chunk.data for chunk in chunks)
     assert hashlib.sha256(blob).hexdigest() == client.session.encoder_digest
     assert {chunk.total_bytes for chunk in chunks} == {len(blob)}
+    for offset in (1, len(blob) // 2, len(blob) - 1):
+        request.offset = offset
+        rest = list(client.stub.FetchEncoder(request, timeout=20))
+        assert b"".join(chunk.data for chunk in rest) == blob[offset:]
+        assert rest[0].offset == offset and rest[0].total_bytes == len(blob)
+    for offset in (len(blob), len(blob) + 1, 2**64 - 1):
+        request.offset = offset
+        with pytest.raises(grpc.RpcError, match=f"offset {offset} is not in the encoder") as beyond:
+            list(client.stub.FetchEncoder(request, timeout=20))
+        assert dict(beyond.value.trailing_metadata())["nb-error-code"] == "203"
+    request.offset = 0
     request.encoder_digest = "0" * 64
     with pytest.raises(grpc.RpcError) as failure:
         list(client.stub.FetchEncoder(request, timeout=20))

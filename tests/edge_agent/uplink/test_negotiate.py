@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from projector.codec.file_format import MAX_BYTES
 from protos.errors import (
+    BridgeError,
     BundleCorruptError,
+    ConfigError,
     IncompatibleLayoutError,
     OfflineError,
     ProtocolVersionError,
@@ -87,7 +91,116 @@ def test_an_encoder_of_which_nothing_more_comes_is_given_up(tmp_path: Path) -> N
             uplink = fake_uplink(served.dial, tmp_path, retries=0, connect_timeout_s=0.5)
             with pytest.raises(OfflineError, match="nothing more of the encoder came"):
                 await uplink.connect()
-            assert not list(tmp_path.iterdir())
+            assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
+            await uplink.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("folder", ["state", "file/state"])
+def test_an_encoder_arrives_though_the_link_breaks_after_every_piece(
+    tmp_path: Path, folder: str
+) -> None:
+    """Each piece goes up once; without a folder that can be written it waits in memory."""
+    (tmp_path / "file").touch()
+
+    async def test() -> None:
+        async with bridge(fetch_breaks_after=1) as served:
+            size = len(served.encoder.to_bytes())
+            uplink = fake_uplink(served.dial, tmp_path / folder, retries=None, give_up_s=1e6)
+            if folder == "state":
+                await uplink.connect()
+                kept = tmp_path / folder / f"{served.encoder.digest}.safetensors"
+                assert kept.read_bytes() == served.encoder.to_bytes()
+                assert kept.stat().st_mode & 0o777 == 0o600
+                assert list(kept.parent.iterdir()) == [kept]
+            else:
+                with pytest.raises(ConfigError, match="state_dir"):
+                    await uplink.connect()
+            assert served.fetch_offsets == list(range(0, size, 1000)) and size > 2000
+            await uplink.close()
+
+    run(test)
+
+
+def test_an_encoder_goes_on_after_a_restart_of_the_agent(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bridge(fetch_breaks_after=2) as served:
+            uplink = fake_uplink(served.dial, tmp_path, retries=0)
+            with pytest.raises(BridgeError):
+                await uplink.connect()
+            await uplink.close()
+            served.fetch_breaks_after = 0
+            uplink = fake_uplink(served.dial, tmp_path)
+            await uplink.connect()
+            assert served.fetch_offsets == [0, 2000]
+            await uplink.close()
+
+    run(test)
+
+
+def test_an_older_service_that_sends_all_of_the_encoder_is_noticed(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bridge(knows_offset=False) as served:
+            blob = served.encoder.to_bytes()
+            part = tmp_path / f"{served.encoder.digest}.part"
+            part.write_bytes(blob[:2500])
+            uplink = fake_uplink(served.dial, tmp_path)
+            await uplink.connect()
+            assert served.fetch_offsets == [2500], "one call, and what it sends is used"
+            assert part.with_suffix(".safetensors").read_bytes() == blob and not part.exists()
+            await uplink.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("kind", ["damaged", "whole but damaged", "too long", "far too long"])
+def test_a_damaged_part_is_fetched_once_more_from_the_beginning(tmp_path: Path, kind: str) -> None:
+    async def test() -> None:
+        async with bridge() as served:
+            blob = served.encoder.to_bytes()
+            part = tmp_path / f"{served.encoder.digest}.part"
+            found = {
+                "damaged": b"\0" * 1000,
+                "whole but damaged": b"\0" + blob[1:],
+                "too long": blob + b"\0",
+            }.get(kind, b"")
+            part.write_bytes(found)
+            if kind == "far too long":
+                os.truncate(part, MAX_BYTES + 1)
+            uplink = fake_uplink(served.dial, tmp_path)
+            await uplink.connect()
+            assert served.fetch_offsets == ([len(found), 0] if found else [0])
+            assert part.with_suffix(".safetensors").read_bytes() == blob and not part.exists()
+            await uplink.close()
+
+    run(test)
+
+
+def test_an_encoder_that_is_wrong_from_the_beginning_too_is_an_error(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bridge(encoder_blob=b"\0" * 5000) as served:
+            (tmp_path / f"{served.encoder.digest}.part").write_bytes(b"\0" * 1000)
+            uplink = fake_uplink(served.dial, tmp_path)
+            with pytest.raises(BundleCorruptError):
+                await uplink.connect()
+            assert served.fetch_offsets == [1000, 0]
+            assert not list(tmp_path.iterdir()), "no wrong bytes wait for the next start"
+            await uplink.close()
+
+    run(test)
+
+
+def test_an_encoder_that_was_all_there_when_the_agent_was_killed_is_not_fetched(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with bridge() as served:
+            part = tmp_path / f"{served.encoder.digest}.part"
+            part.write_bytes(served.encoder.to_bytes())
+            uplink = fake_uplink(served.dial, tmp_path)
+            await uplink.connect()
+            assert not served.fetches and part.with_suffix(".safetensors").exists()
             await uplink.close()
 
     run(test)
