@@ -301,6 +301,7 @@ async def _drive(
             reload = Reload(chosen, again, agent, upkeep.notify, log)
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.read)
             if remote is not None:
+                upkeep.set_from_afar = remote.stand
                 attendance = look_after(remote, agent, reload, upkeep, metrics, log)
         in_memory = None if outgoing is not None else uplink
         stop_on_signals(agent, log, upkeep.stopping, in_memory, remote)

@@ -33,6 +33,8 @@ def lines(found: Mapping[str, Any], width: int) -> list[str]:
     ]  # fmt: skip
     if found.get("update"):
         shown.append(_row("update", update(found["update"])))
+    if found.get("service_settings"):
+        shown.append(_row("settings", service_settings(found["service_settings"])))
     for name, camera in sorted(found["cameras"].items()):
         shown.append(
             _row(
@@ -126,6 +128,27 @@ def update(found: Mapping[str, Any]) -> str:
     if found["bytes"] is not None:
         text += f", {found['bytes'] / 1e6:.1f} of {found['size_bytes'] / 1e6:.1f} MB"
     return text + (f" ({found['cause']})" if found["cause"] else "")
+
+
+def service_settings(found: Mapping[str, Any]) -> str:
+    """The settings that the service set, in words.
+
+    Args:
+        found: from `RemoteSettings.stand`.
+    """
+    trial, back = found["on_trial"], found["taken_back"]
+    parts = [f"revision {found['revision']} of the service" if found["revision"] else "its own"]
+    if trial:
+        parts.append(
+            f"revision {trial['revision']} on trial, start {trial['starts']} of "
+            f"{trial['most_starts']}"
+        )
+    if found["taken"]:
+        parts.append(f"in use: {', '.join(found['taken'])}")
+    parts += [f"refused: {cause}" for cause in found["refused"].values()]
+    if back:
+        parts.append(f"revision {back['revision']} TAKEN BACK: {back['cause']}")
+    return "; ".join(parts)
 
 
 def _certificate(ends: float | None) -> str:

@@ -56,6 +56,7 @@ class Upkeep:
         reports: crash reports; None if another agent has the state directory.
         ring: the log on the disk; None without one.
         updating: the update that is under way; None if none is.
+        set_from_afar: how the service's settings stand; None if it set none.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Upkeep:
         self.reports: CrashReports | None = None
         self.ring: LogRing | None = None
         self.updating: Callable[[], Mapping[str, Any] | None] = lambda: None
+        self.set_from_afar: Callable[[], Mapping[str, Any] | None] = lambda: None
         self._socket: status.StatusSocket | None = None
         self._lock: Lock | None = None
         self._why_not, self._last_lines = "", list[str]()
@@ -191,6 +193,7 @@ class Upkeep:
                 "throttled": readings.throttled,
             },
             "update": self.updating(),
+            "service_settings": self.set_from_afar(),
             "log_lines_dropped": self.ring.dropped if self.ring is not None else None,
             "last_errors": self._last_errors(),
         }

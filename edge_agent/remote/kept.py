@@ -165,6 +165,26 @@ class RemoteSettings:
             told.refused.add(name="all", code=0, message=short(failed.cause))
         return told
 
+    def stand(self) -> dict[str, Any] | None:
+        """How the service's settings stand, for `edge-agent status`; None if it never set any."""
+        state, shown = self._state, self.shown
+        if state == _State():
+            return None
+        trial, failed = state.trial, state.failed
+        return {
+            "revision": state.revision,
+            "taken": [] if shown is None else sorted(shown.taken),
+            "refused": {}
+            if shown is None
+            else {name: short(error.message) for name, error in sorted(shown.refused.items())},
+            "on_trial": None
+            if trial is None
+            else {"revision": trial.revision, "starts": trial.starts, "most_starts": MOST_STARTS},
+            "taken_back": None
+            if failed is None
+            else {"revision": failed.revision, "cause": failed.cause},
+        }
+
     def _read(self) -> _State:
         try:
             raw = self._path.read_bytes()

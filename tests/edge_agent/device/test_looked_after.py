@@ -11,12 +11,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from edge_agent.cli import main
-from edge_agent.settings import PREFIX
+from edge_agent.remote.kept import RemoteSettings
+from edge_agent.settings import PREFIX, Settings
 from protos.errors import ConfigError
 from tests.fakes.fake_bridge import FakeBridge
 
@@ -114,16 +116,17 @@ def stage(tmp_path: Path, server: FakeBridge) -> Iterator[Stage]:
     made.systemd.close()
 
 
-def status(stage: Stage, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+def status(stage: Stage, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     capsys.readouterr()
     assert main(["status", "--json", "--state-dir", str(stage.state)]) == 0
-    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
 
 def test_systemd_hears_of_start_work_and_end_and_an_operator_sees_it(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    RemoteSettings(stage.state, Settings).take(7, {"log_level": "info", "mask": "x"})
     stage.start()
     before = stage.until("READY=1")
     assert before[0] == "EXTEND_TIMEOUT_USEC=900000000"
@@ -135,6 +138,8 @@ def test_systemd_hears_of_start_work_and_end_and_an_operator_sees_it(
     assert main(["status", "--state-dir", str(stage.state)]) == 0
     shown = capsys.readouterr().out
     assert "newest scene" in shown and "running" in shown
+    assert "revision 7 of the service; in use: log_level; refused: mask" in shown
+    assert found["service_settings"]["revision"] == 7
     doctor = ["doctor", "--json", "--state-dir", str(stage.state), "--model", "no/model"]
     assert main([*doctor, "--source", str(stage.folder / "pictures")]) == ConfigError.exit_code
     lines = {line["subject"]: line for line in json.loads(capsys.readouterr().out)}

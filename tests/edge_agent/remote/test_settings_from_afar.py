@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from edge_agent import cli
+from edge_agent.device import status_view
 from edge_agent.remote.kept import FILE, MOST_STARTS, RemoteSettings
 from edge_agent.remote.overlay import overlaid
 from edge_agent.remote.rules import RemoteRules
@@ -124,6 +125,38 @@ def test_settings_on_trial_are_in_force_once_the_agent_runs(tmp_path: Path) -> N
         one = kept(tmp_path)
         one.start()
         assert one.read().linger_ms == 9 and one.revision == 2
+
+
+def test_the_status_shows_revision_trial_and_what_was_taken_back(tmp_path: Path) -> None:
+    one = kept(tmp_path)
+    assert one.stand() is None
+    one.take(3, {"log_level": "debug", "mask": "x"})
+    one.read()
+    assert status_view.service_settings(one.stand() or {}) == (
+        "revision 3 of the service; in use: log_level; refused: mask: this device does not let the "
+        "service change it"
+    )
+    one.attempt(4, {"linger_ms": 9}, "ab" * 16)
+    one = kept(tmp_path)
+    one.start()
+    one.read()
+    shown = status_view.service_settings(one.stand() or {})
+    assert shown == (
+        "revision 3 of the service; revision 4 on trial, start 1 of 3; in use: linger_ms"
+    )
+    one.back("the model does not fit")
+    one = kept(tmp_path)
+    one.read()
+    assert json.loads(json.dumps(one.stand()))["taken_back"] == {
+        "revision": 4, "cause": "the model does not fit",
+    }  # fmt: skip
+    shown = status_view.service_settings(one.stand() or {})
+    assert shown.endswith("; revision 4 TAKEN BACK: the model does not fit")
+    one.take(5, {"log_level": "debug"})
+    one.read()
+    assert one.stand() == {
+        "revision": 5, "taken": ["log_level"], "refused": {}, "on_trial": None, "taken_back": None,
+    }  # fmt: skip
 
 
 def test_a_start_that_cannot_be_counted_is_none_with_a_trial(
