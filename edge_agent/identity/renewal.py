@@ -24,6 +24,8 @@ from protos.process.logs import Logger
 
 _LOOK_S = 20.0
 """Seconds between checks of clock and file: clocks may jump, and the file may change."""
+_STEP_S = 1.0
+"""Seconds between looks at whether the server answers."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 60.0, 3600.0
 
 
@@ -51,14 +53,31 @@ class Renewal:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     _pause_s: float = field(default=0.0, repr=False)
     _not_before: float = field(default=float("-inf"), repr=False)
+    _unreached: bool = field(default=False, repr=False)  # the newest failure: nobody answered
 
     async def run(self) -> None:
         """Renew the certificate whenever it is due, until cancelled."""
+        answered = False
         while True:
-            there = self.answers() or self.late
-            if there:
+            answers = self.answers()
+            if answers and not answered and self._unreached:
+                self._again()
+            answered = answers
+            if answers or self.late:
                 await self.turn()
-            await self.sleep(_LOOK_S if there else 1.0)
+            await self._until_next(answers)
+
+    async def _until_next(self, answers: bool) -> None:
+        """Wait until the next check; while nobody answers, no longer than that lasts."""
+        left_s = _LOOK_S if answers or self.late else _STEP_S
+        step_s = left_s if answers else _STEP_S
+        while left_s > 0 and (answers or not self.answers()):
+            await self.sleep(step_s)
+            left_s -= step_s
+
+    def _again(self) -> None:
+        """Forget the pause after a failure."""
+        self._pause_s, self._not_before, self._unreached = 0.0, float("-inf"), False
 
     @property
     def due(self) -> bool:
@@ -83,7 +102,7 @@ class Renewal:
         identity, now = self.enrolled.now, self.enrolled.clock.now()
         if not identity.issued_s <= now < identity.not_after_s:
             await self.turn()
-            self._pause_s, self._not_before = 0.0, float("-inf")
+            self._again()
 
     async def turn(self) -> None:
         """Check once, and renew if due; a failure is logged and retried later."""
@@ -96,7 +115,8 @@ class Renewal:
                 return
             await self._renew()
         except BridgeError as error:
-            longest_s = _FIRST_PAUSE_S if isinstance(error, OfflineError) else _LONGEST_PAUSE_S
+            self._unreached = isinstance(error, OfflineError)
+            longest_s = _FIRST_PAUSE_S if self._unreached else _LONGEST_PAUSE_S
             self._pause_s = min(max(_FIRST_PAUSE_S, 2 * self._pause_s), longest_s)
             asked_s = error.retry_after_s if isinstance(error, OverloadedError) else 0.0
             pause_s = self._pause_s * random.uniform(0.5, 1.0)

@@ -211,6 +211,49 @@ def test_a_service_that_was_down_for_days_renews_as_soon_as_it_is_back(
     run(test)
 
 
+def test_a_renewal_that_failed_without_a_network_is_tried_again_as_soon_as_there_is_one(
+    tmp_path: Path, file: IdentityFile
+) -> None:
+    """An expired certificate is tried without waiting for an answer; the pause after that ends."""
+
+    async def test() -> None:
+        now = Time(time.time() - 100 * DAY_S)
+        async with service(tmp_path / "a", now=now, late_s=365 * DAY_S) as served:
+            served.server_pem = served.authority.sign_server(["localhost"], time.time())
+            await served.restart()
+            first = await enrolled(served, file)
+            device = Device(served, tmp_path, now, steady := Time(5000.0))
+            now.at += 100 * DAY_S
+            await served.stop()
+            answers, waited = False, list[float]()
+
+            async def sleep(seconds: float) -> None:
+                nonlocal answers
+                if served.renewals:
+                    await asyncio.Event().wait()
+                waited.append(seconds)
+                steady.at += seconds
+                if len(waited) == 5:
+                    await served.start()
+                    answers = True
+                await asyncio.sleep(0)
+
+            device.renewal.answers = lambda: answers
+            device.renewal.sleep = sleep
+            running = asyncio.create_task(device.renewal.run())
+            while device.enrolled.now == first:
+                await asyncio.sleep(0.001)
+                assert not running.done() and sum(waited) < 60
+            running.cancel()
+            await asyncio.wait({running})
+            assert waited == [1.0] * 5, "no longer than the network was away"
+            assert device.value("renewal_failures_total", error="offline") == 1
+            assert served.renewals == [first.serial]
+            await device.uplink.close()
+
+    run(test)
+
+
 def test_a_renewed_identity_that_cannot_be_stored_is_used_and_stored_later(
     tmp_path: Path, file: IdentityFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
