@@ -99,21 +99,32 @@ class Outgoing:
             DiskFullError: the disk does not take it.
         """
         async with self._choosing:
-            drops, room = await asyncio.to_thread(
-                self.spool.room_for, frame, rank, frozenset(self._busy)
-            )
-            await self._drop(drops)
-            if not room:
-                await self._drop([Drop(0, "full", frame, frame.request_id)])
-                return
+            busy = frozenset(self._busy)
             with self.pulse.step(DISK):
-                entry = await asyncio.to_thread(self.spool.accept, frame, rank)
+                kept = await asyncio.to_thread(self._keep, frame, rank, busy)
+            if isinstance(kept, Entry):
+                entry = kept
+            else:
+                drops, room = kept
+                await self._drop(drops)
+                if not room:
+                    await self._drop([Drop(0, "full", frame, frame.request_id)])
+                    return
+                with self.pulse.step(DISK):
+                    entry = await asyncio.to_thread(self.spool.accept, frame, rank)
             self._busy.add(entry.id)
         self._catch_up.came(self.clock())
         self._new.append(entry)
         if len(self._new) > _NEW:
             self._busy.discard(self._new.popleft().id)
         self._news.set()
+
+    def _keep(
+        self, frame: StoredFrame, rank: int, busy: frozenset[int]
+    ) -> Entry | tuple[list[Drop], bool]:
+        """Keep a frame if nothing has to go for it; else what has to, and whether that suffices."""
+        drops, room = self.spool.room_for(frame, rank, busy)
+        return self.spool.accept(frame, rank) if room and not drops else (drops, room)
 
     def finish(self) -> None:
         """No more frames come: `run` ends once none waits."""
@@ -382,6 +393,10 @@ class Outgoing:
                 self.log.warning("spool_not_written", cause=str(error))
                 await self.sleep(_AGAIN_S)
 
+    def _end(self, ids: list[int], place: str) -> None:
+        self.sync()
+        self.spool.end(ids, place)
+
     async def _settle(self) -> None:
         """Sync the records, then remove the rows.
 
@@ -394,8 +409,7 @@ class Outgoing:
             return
         place = self.place()  # before another record is written: its row stays for now
         try:
-            await asyncio.to_thread(self.sync)
-            await asyncio.to_thread(self.spool.end, ids, place)
+            await asyncio.to_thread(self._end, ids, place)
         except BaseException:
             self._ended += ids
             self._some_ended.set()

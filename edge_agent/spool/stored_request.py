@@ -65,6 +65,10 @@ class StoredRequest:
     def follow(self, base: Callable[[int], Base | None]) -> None:
         """Do nothing: its frame is made already."""
 
+    def ready(self, session: Session) -> bool:
+        """See `Deliverable.ready`: it is the session that the frame was sealed for."""
+        return session.session_id == self.stored.session_id and not self._key
+
     def seal(self, session: Session) -> Sealed:
         """Seal for a session; for the same session always the same bytes.
 

@@ -130,7 +130,10 @@ class Post:
         self._last = None
 
     async def _seal(self, stream: Stream, request: Deliverable) -> Letter:
-        sealed = await asyncio.to_thread(request.seal, stream.session)
+        if request.ready(stream.session):
+            sealed = request.seal(stream.session)
+        else:
+            sealed = await asyncio.to_thread(request.seal, stream.session)
         if stream.broken is not None:
             raise EngineUnavailableError(f"the stream broke before: {stream.broken}")
         stream.session.check_message(sealed.message.ByteSize())

@@ -54,6 +54,9 @@ class Deliverable(Protocol):
     def follow(self, base: Callable[[int], Base | None]) -> None:
         """Before `seal`: what a delta frame of a priority may change, if not an accepted frame."""
 
+    def ready(self, session: Session) -> bool:
+        """Whether `seal` has next to nothing to do for this session, and need not leave the loop."""
+
     def seal(self, session: Session) -> Sealed:
         """Seal for a session; for the same session always the same bytes."""
 
@@ -104,10 +107,14 @@ class Request:
         """See `Deliverable.follow`."""
         self.base = base(self.maker.priority)
 
+    def ready(self, session: Session) -> bool:
+        """See `Deliverable.ready`."""
+        return self._in(session) is not None
+
     def seal(self, session: Session) -> Sealed:
         """Seal for a session; for the same session always the same bytes.
 
-        Called on a worker thread.
+        Called on a worker thread, unless it is `ready`.
 
         Raises:
             BridgeError: the question or the frame cannot be sent, typed.

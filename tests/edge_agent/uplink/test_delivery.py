@@ -151,6 +151,9 @@ def test_a_request_above_the_servers_limits_is_never_sent(tmp_path: Path) -> Non
         def __init__(self, inner: Request, limits: Limits) -> None:
             self.question, self._inner, self._limits = inner.question, inner, limits
 
+        def ready(self, session: Session) -> bool:
+            return False
+
         def seal(self, session: Session) -> Sealed:
             sealed = self._inner.seal(session)
             message = pb.InferRequest()
