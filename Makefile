@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow node postgresql gstreamer systemd emulator network examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
+.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy systemd emulator network examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -42,11 +42,11 @@ demo: $(READY) ## A cloud server and an edge agent answer questions about unseen
 	@echo "demo: the same questions by every other arm, into the same report"
 	@$(BIN)/python -m benchmarks.compare --answers build/demo/answers-1.jsonl
 
-test: $(READY) node postgresql gstreamer systemd ## The quick tests, of everything (WORKERS=1 for one process)
+test: $(READY) node postgresql gstreamer haproxy systemd ## The quick tests, of everything (WORKERS=1 for one process)
 	@echo "test: pytest with $(WORKERS) workers; skipped tests are listed with their reason; make test-slow has the others"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
-test-slow: $(READY) node postgresql gstreamer systemd ## The slow tests: training, kills, every flipped byte; about 40 minutes
+test-slow: $(READY) node postgresql gstreamer haproxy systemd ## The slow tests: training, kills, every flipped byte; about 40 minutes
 	@echo "test-slow: pytest with $(WORKERS) workers; skipped tests are listed with their reason"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
 
@@ -81,6 +81,13 @@ gstreamer: ## GStreamer and an RTSP server (without them the tests of RTSP camer
 		echo "gstreamer: apt-get install $(GSTREAMER)" && apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(GSTREAMER); } || \
 		echo "gstreamer: no RTSP server, so its tests are skipped (Debian: apt-get install $(GSTREAMER))" >&2
+
+haproxy: ## haproxy (without it rolling restarts behind a load balancer are not tested)
+	@command -v haproxy >/dev/null || [ -x /usr/sbin/haproxy ] || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		echo "haproxy: apt-get install haproxy" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends haproxy; } || \
+		echo "haproxy: not there, so its tests are skipped (Debian: apt-get install haproxy)" >&2
 
 systemd: ## systemd-analyze (without it the units of deploy/jetson are not checked)
 	@command -v systemd-analyze >/dev/null || \
@@ -142,10 +149,8 @@ bench-serve: $(READY) ## The service under load: throughput, latency, fairness, 
 	@echo "bench-serve: about 10 minutes and a soak of $(MINUTES); report in build/bench/serve.json and serve.html"
 	@$(BIN)/python -m benchmarks.serve --minutes $(MINUTES)
 
-test-faults: $(READY) ## Thousands of faults injected into a service under load (about 25 minutes)
+test-faults: $(READY) haproxy ## Thousands of faults injected into a service under load (about 25 minutes)
 	@echo "test-faults: every accepted frame is answered once or refused; report in build/faults.json"
-	@command -v haproxy >/dev/null || [ -x /usr/sbin/haproxy ] || \
-		echo "test-faults: no haproxy, so no rolling restart (Debian: apt-get install haproxy)"
 	@NEURAL_BRIDGE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -q -s --timeout 3600
 
 test-edge: $(READY) gstreamer emulator network ## Faults injected into a device by the thousand, bad networks, an install without torch (about 15 minutes)

@@ -149,6 +149,7 @@ def run(copy: Path, *command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("title", RECIPES)
 def test_a_member_that_is_added_as_the_guide_says_keeps_its_contract(
     title: str, tmp_path: Path
