@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from dataclasses import fields
+from time import monotonic
 from typing import Any
 
 import grpc
@@ -40,6 +41,8 @@ from protos.points import points_from_json
 from protos.process.settings import installed_version
 from protos.quantize import QUANTIZERS
 
+TELL_S = 30.0
+"""Seconds between words in the log while an encoder arrives."""
 _LONGEST_DOUBT = 1000  # most characters kept of the server's `doubt`
 
 
@@ -223,7 +226,7 @@ async def _blob(
     blob = store.get(digest)
     if blob is not None:
         return blob
-    log = structlog.get_logger(component="edge_agent")
+    log = _log()
     metrics.encoder_fetches.inc()
     with store.part(digest) as part:
         if part.resumed:
@@ -257,6 +260,7 @@ async def _fetch(stub: Any, session_id: bytes, part: EncoderPart, timeout_s: flo
     request = bridge_pb2.FetchEncoderRequest(
         session_id=session_id, encoder_digest=part.digest, offset=offset
     )
+    began_s = told_s = monotonic()
     call = stub.FetchEncoder(request)  # a narrow link may take hours for it: no deadline
     try:
         while (chunk := await asyncio.wait_for(call.read(), timeout_s)) is not grpc.aio.EOF:
@@ -274,6 +278,16 @@ async def _fetch(stub: Any, session_id: bytes, part: EncoderPart, timeout_s: flo
                     f"piece, or exceeds {MAX_BYTES} bytes"
                 )
             part.add(chunk.data)
+            now_s = monotonic()
+            if now_s - told_s >= TELL_S:
+                told_s, left = now_s, total - len(part.data)
+                came = max(1, len(part.data) - (offset if part.resumed else 0))
+                _log().info(
+                    "encoder_arrives",
+                    bytes=len(part.data),
+                    of=total,
+                    eta_s=round(left * (now_s - began_s) / came),
+                )
     except grpc.aio.AioRpcError as error:
         raise error_of(error) from error
     except asyncio.TimeoutError as error:
@@ -285,6 +299,10 @@ async def _fetch(stub: Any, session_id: bytes, part: EncoderPart, timeout_s: flo
     if len(part.data) != total:
         raise OfflineError(f"the encoder's stream ended after {len(part.data)} of {total} bytes")
     require_digest(part.digest, part.data)
+
+
+def _log() -> Any:
+    return structlog.get_logger(component="edge_agent")
 
 
 def _limits(message: bridge_pb2.Limits) -> Limits:

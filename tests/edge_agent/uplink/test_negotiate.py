@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
 import pytest
+import structlog
 
+from edge_agent.uplink import negotiate
 from projector.codec.file_format import MAX_BYTES
 from protos.errors import (
     BridgeError,
@@ -134,6 +137,32 @@ def test_an_encoder_goes_on_after_a_restart_of_the_agent(tmp_path: Path) -> None
             uplink = fake_uplink(served.dial, tmp_path)
             await uplink.connect()
             assert served.fetch_offsets == [0, 2000]
+            await uplink.close()
+
+    run(test)
+
+
+def test_the_log_says_how_long_an_encoder_will_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(negotiate, "TELL_S", 0.0)
+    monkeypatch.setattr(negotiate, "monotonic", itertools.count(100.0, 5.0).__next__)
+
+    async def test() -> None:
+        async with bridge() as served:
+            size = len(served.encoder.to_bytes())
+            (tmp_path / f"{served.encoder.digest}.part").write_bytes(
+                served.encoder.to_bytes()[:500]
+            )
+            uplink = fake_uplink(served.dial, tmp_path)
+            log = structlog.testing.CapturingLogger()
+            monkeypatch.setattr(structlog, "get_logger", lambda **_: log)
+            await uplink.connect()
+            told = [call.kwargs for call in log.calls if call.args == ("encoder_arrives",)]
+            assert [line["bytes"] for line in told] == [1500, 2500, size]
+            assert {line["of"] for line in told} == {size}
+            # five seconds a piece of 1000 bytes
+            assert [line["eta_s"] for line in told] == [round((size - 1500) / 200), 1, 0]
             await uplink.close()
 
     run(test)
