@@ -47,6 +47,10 @@ class CodedRequest:
     def follow(self, base: Callable[[int], Base | None]) -> None:
         """Do nothing: its base was chosen beforehand."""
 
+    def ready(self, session: Session) -> bool:
+        """See `Deliverable.ready`."""
+        return self.sealed is not None
+
     def seal(self, session: Session) -> Sealed:
         """See `Deliverable.seal`."""
         if self.sealed is None:
