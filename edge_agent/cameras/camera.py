@@ -24,6 +24,7 @@ from PIL import Image
 from edge_agent.cameras import ring
 from edge_agent.cameras.link import Beat, Handover, Job, receive, send
 from edge_agent.cameras.mask import Mask
+from edge_agent.cameras.states import ADVICE
 from edge_agent.cameras.triggers import MOTION, Trigger, Triggers
 from edge_agent.cameras.watch import PATIENCE, Patience, Watch
 from edge_agent.metrics import Metrics
@@ -159,6 +160,7 @@ class Camera:
 
     Attributes:
         state: one of `states.STATES`.
+        cause: of a state that is a failure, in words.
         ended: it gives no more pictures.
         endless: true, as nobody knows its length.
     """
@@ -179,7 +181,7 @@ class Camera:
         self.live = address.scheme != "file" or bool(options.get("realtime"))
         given = {key: options[key] for key in ("open_s", "stall_s", "frozen_s") if key in options}
         self.patience = dataclasses.replace(patience, **given)
-        self.state, self.ended = "waiting", False
+        self.state, self.cause, self.ended = "waiting", "", False
         self.metrics, self.log = Metrics(), None
         self._triggers = Triggers(self.rules)
         self._pending: deque[Waiting] = deque()
@@ -393,13 +395,13 @@ class Camera:
         """Change the state; a camera that fails the same way again and again is logged once."""
         self.metrics.camera_state.labels(self.name, self.state).set(0)
         self.metrics.camera_state.labels(self.name, state).set(1)
-        self.state = state
+        self.cause, self.state = cause, state
         if self.log is None or state in ("starting", self._told):
             return
         self._told = state
         said = {"camera": self.name, "state": state, "address": self.address.shown, **more}
         if cause:
-            self.log.warning("camera", **said, cause=cause)
+            self.log.warning("camera", **said, cause=cause, advice=ADVICE.get(state, ""))
         else:
             self.log.info("camera", **said)
 

@@ -10,7 +10,6 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from edge_agent.cameras.ring import Pixels
-from projector.models import pictures
 from protos.errors import MaskError, PictureError
 from protos.process.files import expanded
 
@@ -113,6 +112,8 @@ def _polygon(text: str) -> Polygon:
 
 def _file(text: str) -> Image.Image:
     """The hidden part of a mask file as 255, the rest as 0 (mode L)."""
+    from projector.models import pictures  # a third of what a process without such a mask loads
+
     path = expanded(Path(text))
     try:
         samples = np.asarray(pictures.read(path, formats=("PNG",)))

@@ -25,6 +25,7 @@ from edge_agent.cameras.reading import reader_for
 from edge_agent.cameras.ring import SLOTS, Pixels, Ring
 from edge_agent.cameras.shot import Shot, size_for
 from edge_agent.cameras.states import CameraFailure, state_of
+from edge_agent.sources.address import Address
 from protos.errors import BridgeError
 
 _BEAT_S = 0.4
@@ -151,10 +152,16 @@ def run(job: Job, link: socket.socket, ring: Ring) -> None:
     except BridgeError as error:
         message = {"failed": "mask", "cause": str(error)}
     except Exception as error:  # whatever a decoder may raise: the agent decides what follows
-        network = job.address.scheme.startswith("rtsp")
         cause = job.address.scrub(str(error) or type(error).__name__)
-        message = {"failed": state_of(error, network), "cause": cause}
+        message = {"failed": _state(error, job.address), "cause": cause}
     send(link, message)
+
+
+def _state(error: Exception, address: Address) -> str:
+    """The state that an error means; who reads a device that is unplugged gets any error."""
+    if address.scheme == "v4l2" and not Path(address.place).exists():
+        return "no_device"
+    return state_of(error, address.scheme.startswith("rtsp"))
 
 
 def main(arguments: list[str]) -> None:

@@ -28,6 +28,25 @@ STATES: Final = {
 }
 """By name, what each means; the `state` label of the metric `camera_state`."""
 
+ADVICE: Final = {
+    "device_busy": "end the program that holds it (fuser /dev/video0)",
+    "no_device": "plug it in, or correct the path (v4l2-ctl --list-devices)",
+    "wrong_device": "take the camera's other number, or leave out width, height and format",
+    "no_permission": "add this user to the group video",
+    "unauthorized": "correct user and password in the address",
+    "not_found": "correct the path of the address: the camera's manual has it",
+    "unreachable": "check address, cable and network",
+    "unreadable": "try by=gstreamer or by=pyav, or another transport",
+    "no_decoder": "install what the cause names",
+    "mask": "restore the file of the mask",
+    "silent": "look at the camera; raise open_s or stall_s if it is only slow",
+    "slow": "look at the camera and its network",
+    "frozen": "restart the camera; frozen_s=0 if it shows a still picture on purpose",
+    "memory": "raise --camera-memory-mib if its pictures are large",
+    "crashed": "report it if it repeats",
+}
+"""What to do in each state that is a failure. The camera is tried again in any case."""
+
 _BY_NUMBER: Final = {
     errno.EBUSY: "device_busy",
     errno.ENOENT: "no_device",

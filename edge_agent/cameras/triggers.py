@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from protos.calls import PRIORITIES
 from protos.errors import ConfigError
-from protos.process.settings import nearest
+from protos.process.nearest import nearest
 
 EVERY, MOTION, REQUEST, LOCAL = KINDS = ("every", "motion", "request", "local")
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}

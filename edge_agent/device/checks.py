@@ -15,7 +15,7 @@ from typing import Any
 
 from edge_agent.assemble import choose_dials, identity_file, load_model, model_path, state_directory
 from edge_agent.cameras.camera import Camera
-from edge_agent.cameras.states import STATES
+from edge_agent.cameras.states import ADVICE, STATES
 from edge_agent.device import status
 from edge_agent.device.power import read
 from edge_agent.identity import show
@@ -40,7 +40,7 @@ _MIB = 1 << 20
 _FULL_BYTES, _LITTLE_BYTES = 64 * _MIB, 1024 * _MIB
 _HOT_C, _TOO_HOT_C = 85.0, 97.0
 _CALL_S = 10.0
-_OPEN_S = 15.0
+_LOOK_S = 0.05
 _SERVICE = "systemctl restart neural-bridge-edge"
 
 
@@ -314,16 +314,19 @@ def _look(camera: Camera) -> Finding:
     camera.attach(Metrics(), _Quiet())
     camera.start(came.set)
     try:
-        came.wait(_OPEN_S)
+        until = time.monotonic() + camera.patience.open_s
+        while time.monotonic() < until and camera.state not in ADVICE and not came.wait(_LOOK_S):
+            pass
         capture = camera.take()
         if capture is not None and capture.picture is not None:
             width, height = capture.picture.size
             found = f"{width} × {height} from {camera.address.shown}"
             return Finding(f"camera, {camera.name}", GREEN, found)
-        state = camera.state
+        state, cause = camera.state, camera.cause
     finally:
         camera.close()
-    return _camera(camera.name, "silent" if state == "starting" else state, camera.address.shown)
+    state = "silent" if state == "starting" else state
+    return _camera(camera.name, state, camera.address.shown, cause)
 
 
 class _Quiet:
@@ -333,10 +336,11 @@ class _Quiet:
         return lambda *_, **__: None
 
 
-def _camera(name: str, state: str, said: str) -> Finding:
+def _camera(name: str, state: str, said: str, cause: str = "") -> Finding:
     level = {"seeing": GREEN, "ended": GREEN, "starting": YELLOW}.get(state, RED)
-    advice = "" if level == GREEN else "docs/device.md, Cameras, says what to do in each state"
-    return Finding(f"camera, {name}", level, f"{said}: {state}: {STATES.get(state, '')}", advice)
+    advice = "" if level == GREEN else ADVICE.get(state, "wait for its first picture")
+    found = f"{said}: {state}: {STATES.get(state, '')}" + (f" ({cause})" if cause else "")
+    return Finding(f"camera, {name}", level, found, advice)
 
 
 def _reach(address: addresses.Address) -> Finding:

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote, urlencode
 
 from protos.errors import SourceError
 from protos.identity import NAME, NAME_RULE
-from protos.process.settings import nearest
+from protos.process.nearest import nearest
 
 _HIDDEN = "***"
 _SECRET = re.compile(r"\b([a-z][a-z0-9+.-]*://)\S*@", re.IGNORECASE)

@@ -24,7 +24,7 @@ from edge_agent.sources.watched import WatchedFolder
 from projector.models.pictures import as_rgb
 from protos.errors import BridgeError, ConfigError, MaskError
 from protos.identity import NAME, NAME_RULE
-from protos.process.settings import nearest
+from protos.process.nearest import nearest
 
 _NAME_OPTION = re.compile(r"([?&])name=([^&]*)(&|$)")
 

@@ -12,7 +12,7 @@ from edge_agent.metrics import Metrics
 from edge_agent.sources import Capture, Source
 from protos.errors import ConfigError
 from protos.process.logs import Logger
-from protos.process.settings import nearest
+from protos.process.nearest import nearest
 
 
 class Member(Protocol):

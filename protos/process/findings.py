@@ -54,10 +54,16 @@ def findings(subject: str, checks: Checks, limit_s: float | None = None) -> Iter
         yield from _tried(subject, checks)
         return
     found: list[Finding] = []
-    thread = threading.Thread(target=lambda: found.extend(_tried(subject, checks)), daemon=True)
+
+    def work() -> None:
+        for finding in _tried(subject, checks):
+            found.append(finding)
+
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(limit_s)
     if thread.is_alive():
+        yield from list(found)
         yield Finding(
             subject, RED, f"no answer within {limit_s:g} s", "a driver, disk or network hangs"
         )

@@ -33,6 +33,7 @@ from protos.errors import ConfigError
 from protos.process import addresses
 from protos.process.environment import service_links
 from protos.process.files import text_of
+from protos.process.nearest import nearest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -160,13 +161,6 @@ class Parser(argparse.ArgumentParser):
             ConfigError: always.
         """
         raise ConfigError(f"{message} (see {self.prog} --help)")
-
-
-def nearest(name: str, known: Sequence[str], shown: str = "{}") -> str:
-    """A hint with the known name that is nearest; empty if none is near."""
-    begun = [one for one in known if len(name.strip("-")) > 1 and one.startswith(name)]
-    near = begun[:1] or difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {shown.format(near[0])}?" if near else ""
 
 
 def variable(cls: type[TypedSettings], name: str) -> str:

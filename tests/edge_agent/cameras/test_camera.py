@@ -19,7 +19,7 @@ from PIL import Image
 
 from edge_agent.cameras.camera import Camera, open_source
 from edge_agent.cameras.gstreamer import library
-from edge_agent.cameras.states import STATES, state_of
+from edge_agent.cameras.states import ADVICE, STATES, state_of
 from edge_agent.metrics import Metrics
 from edge_agent.sources.address import Address
 from tests.edge_agent.cameras.clips import clip, textured, with_faulty_metadata
@@ -215,6 +215,7 @@ def test_a_camera_that_cannot_be_opened_is_said_once_and_tried_again(
     watched = watch(Camera(Address.parse(f"v4l2://{device}?by={by}"), "gate", patience=QUICK))
     wait_for(lambda: value(watched.camera, "restarts_total", cause=state) >= 2)
     assert [event["state"] for event in watched.events()] == [state]
+    assert [event["advice"] for event in watched.events()] == [ADVICE[state]]
     assert watched.camera.state == state and watched.taken == 0
 
 
@@ -254,3 +255,18 @@ def test_a_mask_that_disappears_stops_its_camera_until_it_is_back(
 def test_what_the_system_says_about_a_device_is_a_state(number: int, state: str) -> None:
     assert state_of(OSError(number, "x"), network=False) == state
     assert set(STATES) >= {state, state_of(ValueError(), False), state_of(OSError(), True)}
+
+
+def test_every_state_that_is_a_failure_says_what_to_do() -> None:
+    assert set(STATES) - set(ADVICE) == {"waiting", "starting", "seeing", "ended"}
+    assert all(ADVICE.values())
+
+
+def test_a_cameras_process_loads_neither_settings_nor_the_uplink() -> None:
+    """Each camera has one, and it is started again after each failure."""
+    look = "import sys, edge_agent.cameras.process; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "numpy" in loaded and not loaded & {"pydantic", "grpc", "google.protobuf", "torch"}

@@ -50,11 +50,13 @@ class Watched:
         self.logged = io.StringIO()
         camera.attach(Metrics(), logs.configure("info", stream=self.logged))
         self.last: Capture | None = None
+        self.names: list[str] = []
         self._thread = threading.Thread(target=self._take)
         self._thread.start()
 
     def _take(self) -> None:
         for capture in self.camera:
+            self.names.append(capture.name)
             self.last, self.taken = capture, self.taken + 1
 
     def events(self) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from edge_agent import assemble
+from edge_agent.cameras.states import STATES
 from edge_agent.cli import main
 from edge_agent.device.checks import Checks
 from edge_agent.settings import load
@@ -57,6 +58,19 @@ def test_a_good_device_has_no_red_line_and_a_picture_of_its_camera(
     assert lines["agent"]["found"] == "does not run"
     assert lines["certificate"]["level"] == "yellow", "it is not enrolled"
     assert all(line["advice"] or line["level"] == "green" for line in lines.values())
+
+
+def test_a_camera_that_fails_at_once_has_its_line_at_once_with_cause_and_advice(
+    device: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--source", "v4l2:///dev/video77?name=a&open_s=600"]  # longer than the check may take
+    given += ["--source", "v4l2:///dev/null?name=b&open_s=600"]
+    _, lines = report(capsys, "--state-dir", device / "state", *given)
+    absent, wrong = lines["camera, a"], lines["camera, b"]
+    assert f"no_device: {STATES['no_device']} ([Errno" in absent["found"]
+    assert absent["level"] == "red" and "plug it in" in absent["advice"]
+    assert f"wrong_device: {STATES['wrong_device']} ([Errno" in wrong["found"]
+    assert wrong["level"] == "red" and "other number" in wrong["advice"]
 
 
 def test_with_everything_broken_each_line_is_red_and_says_what_to_do(
