@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy systemd emulator network examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
+.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy systemd emulator network machine examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -114,6 +114,19 @@ network: ## Namespaces, rate limits and lost packets (without them devices are n
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(NETWORK); } || \
 		echo "network: no nftables or not root, so bad networks are skipped (Debian: apt-get install $(NETWORK))" >&2
 
+MACHINE := build/machine
+
+machine: ## A virtual machine with video devices (without it no V4L2 camera is unplugged)
+	@command -v qemu-system-x86_64 >/dev/null && [ -x $(MACHINE)/bin/busybox ] && ls $(MACHINE)/boot/vmlinuz-* >/dev/null 2>&1 || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ "$$(uname -m)" = x86_64 ] && \
+		echo "machine: apt-get install qemu-system-x86; a kernel and busybox (70 MB) unpacked in $(MACHINE)" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-system-x86 && \
+		rm -rf $(MACHINE) && mkdir -p $(MACHINE) && cd $(MACHINE) && \
+		apt-get download -qq -o APT::Sandbox::User=root busybox-static \
+			"$$(apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: \(linux-image-\)/\1/p' | head -n 1)" && \
+		for package in *.deb; do dpkg -x "$$package" . && rm "$$package" || exit 1; done; } || \
+		echo "machine: no qemu or no Debian kernel, so the test of V4L2 cameras is skipped (as root on Debian: make machine)" >&2
+
 examples: $(READY) node ## Every example: a selector of one's own, one picture's steps, a client in JavaScript
 	@echo "examples: a service and an agent with a selector of one's own"
 	@$(BIN)/python -m examples.selector
@@ -153,7 +166,7 @@ test-faults: $(READY) haproxy ## Thousands of faults injected into a service und
 	@echo "test-faults: every accepted frame is answered once or refused; report in build/faults.json"
 	@NEURAL_BRIDGE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -q -s --timeout 3600
 
-test-edge: $(READY) gstreamer emulator network ## Faults injected into a device by the thousand, bad networks, an install without torch (about 15 minutes)
+test-edge: $(READY) gstreamer emulator network machine ## Faults injected into a device by the thousand, bad networks, an install without torch (about 15 minutes)
 	@echo "test-edge: every accepted frame has one record in the end; report in build/edge_faults.json"
 	@rm -f build/edge_faults.json
 	@NEURAL_BRIDGE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/edge_faults tests/edge_install tests/deploy tests/edge_agent/cameras -q -n $(WORKERS) --dist loadfile --timeout 3600 --durations 20
