@@ -29,7 +29,10 @@ def error_of(error: grpc.aio.AioRpcError) -> BridgeError:
     """Turn a failed call into its typed error.
 
     The trailer `nb-error-code` decides; without it (another program answered) the status does.
+    The failed call is let go: whoever keeps the error would keep the call by its traceback, and
+    with it a closed channel, which goes on connecting to the server by itself.
     """
+    error.__traceback__ = None
     text = error.details() or error.code().name
     trailer = error.trailing_metadata()
     typed = error_in(trailer if trailer is not None else (), text)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ssl
 from pathlib import Path
 
+import grpc
 import pytest
 
 from edge_agent.identity.enrolled import Enrolled
@@ -275,3 +277,30 @@ def test_a_proxy_that_is_none_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(ConfigError, match="--proxy") as caught:
         proxies.checked(url)
     assert "s3cret" not in str(caught.value)
+
+
+def test_an_error_that_is_kept_keeps_no_call_and_so_no_channel_that_goes_on_connecting(
+    tmp_path: Path,
+) -> None:
+    def calls() -> int:
+        return sum(isinstance(found, grpc.aio.Call) for found in gc.get_objects())
+
+    async def test() -> None:
+        async with bridge() as served:
+            uplink = fake_uplink(served.dial, tmp_path, retries=0)
+            assert_one_answer_each(await deliver_all(uplink, first := requests(1)), first)
+            await served.stop()
+            while uplink.connected:
+                await asyncio.sleep(0.01)
+            gc.collect()
+            before = calls()
+            gc.disable()  # a cycle with the error would be found by the collector, but only later
+            try:
+                kept = [(await deliver_all(uplink, requests(1)))[0].error for _ in range(5)]
+                assert all(error is not None and error.retryable for error in kept), kept
+                assert calls() <= before
+            finally:
+                gc.enable()
+            await uplink.close()
+
+    run(test)
