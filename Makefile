@@ -162,7 +162,7 @@ bench-serve: $(READY) ## The service under load: throughput, latency, fairness, 
 	@echo "bench-serve: about 10 minutes and a soak of $(MINUTES); report in build/bench/serve.json and serve.html"
 	@$(BIN)/python -m benchmarks.serve --minutes $(MINUTES)
 
-test-faults: $(READY) haproxy ## Thousands of faults injected into a service under load (about 25 minutes)
+test-faults: $(READY) haproxy ## Thousands of faults injected into a service under load (about half an hour)
 	@echo "test-faults: every accepted frame is answered once or refused; report in build/faults.json"
 	@NEURAL_BRIDGE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -q -s --timeout 3600
 

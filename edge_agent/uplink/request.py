@@ -55,7 +55,7 @@ class Deliverable(Protocol):
         """Before `seal`: what a delta frame of a priority may change, if not an accepted frame."""
 
     def ready(self, session: Session) -> bool:
-        """Whether `seal` does next to nothing for this session and need not leave the loop."""
+        """Whether `seal` does next to nothing for this session, and may run in the event loop."""
 
     def seal(self, session: Session) -> Sealed:
         """Seal for a session; for the same session always the same bytes."""
