@@ -200,11 +200,6 @@ class Settings(BundleSettings, Exposure):
         description="new sessions kept, which brought no good frame yet; above that the address "
         "that has most loses its longest unused one",
     )
-    session_memory_bytes: int = Field(
-        64 << 20,
-        ge=1 << 10,
-        description="memory of the front end for all sessions' scenes, in bytes",
-    )
     negotiations_per_s: float = Field(
         50.0,
         ge=0.0,

@@ -133,8 +133,7 @@ class Asker:
         received_ns: int,
     ) -> Computation:
         made = Computation(request.request_id, request.frame_number, request.question, received_ns)
-        report = self._sessions.report(session, request.frame_number)
-        made.distortion, made.fallback, made.warnings, made.moments_score = report
+        self._teller.describe(made, session.id.hex())
         made.owner, made.wait_s = owner, context.time_remaining()
         self.begin(session, made, request.max_new_tokens or self._limits.max_new_tokens)
         return made

@@ -79,7 +79,6 @@ class Bridge:
         self._sessions = sessions = Sessions(
             settings.sessions,
             settings.fresh_sessions,
-            settings.session_memory_bytes,
             self._session_dropped,
             memory.room("sessions"),
         )

@@ -142,6 +142,7 @@ class HeldScenes:
         self._devices: dict[Device, OrderedDict[Name, None]] = {}  # in the order of acceptance
         self._crowd: Crowd[_Chain] = Crowd()
         self._told: list[Callable[[HeldScene], None]] = []
+        self._gone: list[Callable[[Name], object]] = []
         self._of_bundle: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -164,6 +165,10 @@ class HeldScenes:
         """Call a function with each new scene."""
         self._told.append(callback)
 
+    def gone(self, callback: Callable[[Name], object]) -> None:
+        """Call a function with the name of each frame that is no longer kept."""
+        self._gone.append(callback)
+
     # ------------------------------------------------------------------ look-up
 
     def latest(self, tenant: str, device: str) -> HeldScene | None:
@@ -177,6 +182,14 @@ class HeldScenes:
             if self._scenes[name].scene_id == scene_id:
                 return self._scenes[name]
         return None
+
+    def keeps(self, name: Name) -> bool:
+        """Whether a frame is kept: its scene is held, or one that builds on it."""
+        return name in self._links
+
+    def named(self, name: Name) -> HeldScene | None:
+        """A scene by its name in engines."""
+        return self._scenes.get(name)
 
     def of(self, tenant: str, device: str | None = None) -> list[HeldScene]:
         """The scenes of a tenant, or of one of its devices, the newest first."""
@@ -288,6 +301,8 @@ class HeldScenes:
             for frame in chain.frames:
                 if self._links[frame].chain is chain:  # else another frame has the number now
                     del self._links[frame]
+                    for told in self._gone:
+                        told(frame)
 
 
 def _both(one: bytes, other: bytes) -> bytes:

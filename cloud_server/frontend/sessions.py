@@ -6,11 +6,10 @@ most of it loses its longest unused session.
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,7 +17,6 @@ from cloud_server.crowd import Crowd
 from cloud_server.engine.jobs import Offer
 from cloud_server.frontend.admission.memory import Room
 from cloud_server.frontend.answers import Owner
-from cloud_server.frontend.reports import REPORT_BYTES, Report, Reports
 from cloud_server.frontend.terms import Terms, terms_of
 from cloud_server.frontend.versions.offers import Offered, choices_of
 from cloud_server.identity.caller import ANYONE, Caller
@@ -137,9 +135,8 @@ class Sessions:
     Args:
         most: sessions held that brought a good frame.
         most_fresh: sessions held that have not yet.
-        memory_bytes: bound for the reports of their scenes, all sessions together.
         dropped: called with each session that is no longer held.
-        memory: counts the bytes of sessions and of their scenes' reports.
+        memory: counts their bytes.
 
     Attributes:
         on_refused: called with a bundle's digest, and whose request on it was refused, and why.
@@ -151,7 +148,6 @@ class Sessions:
         self,
         most: int,
         most_fresh: int,
-        memory_bytes: int,
         dropped: Callable[[Session], None],
         memory: Room | None = None,
     ) -> None:
@@ -161,7 +157,6 @@ class Sessions:
         self._seen: dict[tuple[str, str, bytes], Session] = {}  # by who may name them, see `_views`
         self._fresh: Crowd[bytes] = Crowd()
         self._worked: Crowd[bytes] = Crowd()
-        self._reports = Reports(max(1, memory_bytes // REPORT_BYTES), self._memory)
         self._choices: dict[str, Offered] = {}
         self._loaded: dict[str, Offer] = {}
         self._coming: frozenset[str] = frozenset()
@@ -356,25 +351,6 @@ class Sessions:
         if len(self._worked) > self._most:
             self._drop(self._held[self._worked.next_to_go()])
 
-    def remember_report(
-        self,
-        session: Session,
-        frame_number: int,
-        report: pb.DistortionReport,
-        fallback: str,
-        warnings: Sequence[str],
-        moments_score: float,
-    ) -> None:
-        """Keep a scene's `Report` for later questions."""
-        if session.id in self._held:
-            told = (report, fallback, list(warnings), moments_score)
-            self._reports.put((session.id, frame_number), told, session.owner)
-
-    def report(self, session: Session, frame_number: int) -> Report:
-        """A scene's report; empty if it is no longer kept."""
-        nothing: Report = (pb.DistortionReport(), "", [], math.nan)
-        return self._reports.get((session.id, frame_number)) or nothing
-
     def check(self, request: Sealed, session: Session) -> None:
         """Check a request's digest; if it does not match, say why as exactly as possible.
 
@@ -428,7 +404,6 @@ class Sessions:
             self._seen.pop((*view, session.id), None)
         self._memory.add(session.owner[0], -_SESSION_BYTES)
         (self._fresh if session.id in self._fresh else self._worked).remove(session.id)
-        self._reports.forget(session.id)
         self._dropped(session)
 
     def _why_incompatible(self, source: KVLayout) -> str:

@@ -169,14 +169,6 @@ class Teller:
             )
         if isinstance(asked, Session):
             self._sessions.worked(asked)
-            self._sessions.remember_report(
-                asked,
-                computation.frame_number,
-                computation.distortion,
-                computation.fallback,
-                computation.warnings,
-                computation.moments_score,
-            )
             if job.has_frame:
                 self._scenes.hold(_scene_of(asked, computation, job), job)
         if not computation.question:
@@ -186,6 +178,19 @@ class Teller:
             risk = self._risk(asked, computation)
             if risk is not None:
                 self._crops.begin(asked, computation, job, risk)
+
+    def describe(self, computation: Computation, session: str) -> None:
+        """Give a question about a held scene what is known of the scene.
+
+        Args:
+            computation: the question.
+            session: id of the scene's session, hex.
+        """
+        scene = self._scenes.named((session, computation.frame_number))
+        if scene is not None:
+            computation.distortion, computation.fallback = scene.distortion, scene.fallback
+            computation.warnings = list(scene.warnings)
+            computation.moments_score = scene.moments_score
 
     def _risk(self, asked: Asked, computation: Computation) -> float | None:
         return risk_of(
@@ -199,6 +204,8 @@ class Teller:
         metrics, timings = self._metrics, _timings_of(computation.accepted, said)
         if not job.has_frame:
             metrics.stages["queue"].observe(said.queue_s)
+            if isinstance(asked, Session) and not computation.distortion.ByteSize():
+                self.describe(computation, job.session)  # asked before its frame was accepted
         metrics.stages["prefill"].observe(said.prefill_s)
         metrics.stages["generate"].observe(said.generate_s)
         metrics.generated_tokens.inc(said.tokens)

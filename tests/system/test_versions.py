@@ -45,7 +45,7 @@ def offer(source: KVLayout) -> Offer:
 
 
 def served(*sources: KVLayout) -> Sessions:
-    sessions = Sessions(8, 8, 1 << 16, lambda _: None)
+    sessions = Sessions(8, 8, lambda _: None)
     sessions.offer([offer(source) for source in sources])
     return sessions
 

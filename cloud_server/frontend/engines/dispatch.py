@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
@@ -45,7 +45,6 @@ from protos.errors import (
 )
 from protos.points import PICTURE_POINT
 
-_MOST_PLACES = 65536
 _LOST_SCENE = (UnknownSceneError.code, MissingKeyFrameError.code)
 _PICTURE_WORK, _FRAME_WORK, _QUESTION_WORK, _TOKEN_WORK = 8.0, 1.0, 1.0, 0.1
 """Cost of a job's parts, in projected frames; measured with the reference model."""
@@ -90,7 +89,7 @@ class Dispatch:
         self._given: dict[int, _Given] = {}
         self._jobs: Counter[KeptEngine] = Counter()
         self._work: dict[KeptEngine, float] = dict.fromkeys(engines, 0.0)
-        self._where: OrderedDict[Name, KeptEngine] = OrderedDict()
+        self._where: dict[Name, KeptEngine] = {}
         self._waiting: deque[_Given] = deque()
         self._suspects: deque[_Given] = deque()
         self._apart: KeptEngine | None = None
@@ -98,6 +97,7 @@ class Dispatch:
         self._ids = itertools.count(-(1 << 40), -1)  # the canary's are negative too, but few
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
+        scenes.gone(lambda name: self._where.pop(name, None))
         metrics.quarantined.set_function(lambda: len(quarantine))
         metrics.suspects.set_function(lambda: quarantine.suspects)
 
@@ -105,6 +105,11 @@ class Dispatch:
     def depth(self) -> int:
         """Jobs that have not ended."""
         return len(self._given)
+
+    @property
+    def places(self) -> int:
+        """Scenes whose engine is known."""
+        return len(self._where)
 
     @property
     def engines_up(self) -> int:
@@ -152,7 +157,7 @@ class Dispatch:
 
     def lost(self, engine: KeptEngine) -> None:
         """Called when an engine has ended; its link has ended its jobs."""
-        self._where = OrderedDict((n, e) for n, e in self._where.items() if e is not engine)
+        self._where = {n: e for n, e in self._where.items() if e is not engine}
         if self._apart is engine:
             self._apart = None
         if not self.engines_up:
@@ -203,7 +208,7 @@ class Dispatch:
         self._jobs[engine] += 1
         self._work[engine] += given.work
         if job.has_frame and job.hold:
-            self._place(job.scene, engine)
+            self._where[job.scene] = engine
         try:
             engine.link.submit(job, partial(self._hear, given))
         except EngineUnavailableError:
@@ -216,7 +221,7 @@ class Dispatch:
         self._jobs[engine] += 1
         try:
             for frame in frames:
-                self._place(frame.scene, engine)
+                self._where[frame.scene] = engine
             await asyncio.gather(*(self._frame(frame, engine) for frame in frames))
             if given.job.id in self._given:  # else it was cancelled meanwhile
                 self._give(given, engine)
@@ -256,12 +261,12 @@ class Dispatch:
             if isinstance(said, Failed):
                 if said.code in _LOST_SCENE and self._again(given):
                     return
-                if job.has_frame and job.hold:
-                    self._where.pop(job.scene, None)
             if given.alone:
                 self._quarantine.clear(job)
             self._end(given)
         given.sink(said)
+        if job.id not in self._given and not self._scenes.keeps(job.scene):
+            self._where.pop(job.scene, None)  # it was never accepted
 
     def _blame(self, given: _Given, error: BridgeError) -> BridgeError:
         """Called when a job's engine ended: the job becomes a suspect, or is quarantined."""
@@ -340,12 +345,6 @@ class Dispatch:
             given.sink(error)
 
     # ------------------------------------------------------------------ small things
-
-    def _place(self, name: Name, engine: KeptEngine) -> None:
-        self._where.pop(name, None)
-        self._where[name] = engine
-        if len(self._where) > _MOST_PLACES:
-            self._where.popitem(last=False)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -331,7 +331,7 @@ async def test_the_same_request_id_of_a_key_and_of_a_device_are_two_requests(
 
 
 def _sessions() -> Sessions:
-    made = Sessions(64, 64, 1 << 20, lambda _: None)
+    made = Sessions(64, 64, lambda _: None)
     made.offer([stage.offer()])
     return made
 

@@ -11,7 +11,6 @@ import pytest
 
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.versions.offers import choices_of
-from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.quantize import QUANTIZERS
 from tests.cloud_server import stage
 from tests.cloud_server.front_end import Edge, running
@@ -38,9 +37,9 @@ def test_devices_that_work_keep_their_sessions_through_a_flood_of_empty_ones(
     asyncio.run(scene())
 
 
-def _sessions(most: int, fresh: int, memory: int = 1 << 20) -> tuple[Sessions, list[Session]]:
+def _sessions(most: int, fresh: int) -> tuple[Sessions, list[Session]]:
     dropped: list[Session] = []
-    made = Sessions(most, fresh, memory, dropped.append)
+    made = Sessions(most, fresh, dropped.append)
     made.offer([stage.offer()])
     return made, dropped
 
@@ -81,21 +80,14 @@ def test_among_addresses_of_one_session_each_the_longest_unused_goes_first() -> 
 
 @pytest.mark.slow
 def test_a_session_takes_no_more_memory_than_it_is_counted_with() -> None:
-    sessions, _ = _sessions(10_000, 10_000, memory=256 << 10)
+    sessions, _ = _sessions(10_000, 10_000)
     for index in range(64):
         _open(sessions, f"10.0.1.{index}")
-    report = pb.DistortionReport(quantize=0.5, dropped_attention=0.5, latent_residual=0.5)
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     made = [_open(sessions, f"10.0.{i // 200}.{i % 200}") for i in range(2000)]
     assert (tracemalloc.get_traced_memory()[0] - before) / len(made) < 2048
-    before = tracemalloc.get_traced_memory()[0]
-    for session in made[:100]:
-        for number in range(100):
-            sessions.remember_report(session, number, report, "", [], 0.5)
-    assert tracemalloc.get_traced_memory()[0] - before < 256 << 10
     tracemalloc.stop()
-    assert sessions.report(made[99], 99)[0] == report
 
 
 def test_a_session_pushed_out_by_newer_ones_is_refused_with_303_and_negotiates_again(
