@@ -138,7 +138,7 @@ examples: $(READY) node ## Every example: a selector of one's own, one picture's
 example-node: $(READY) node ## A client in JavaScript, from bridge.proto alone, asks a service about one picture
 	@$(BIN)/python -m examples.node
 
-check: $(READY) ## Style, types, generated stubs, protocol lint
+check: $(READY) ## Style, types, generated stubs and pages, protocol lint
 	@echo "check: ruff check"
 	@$(BIN)/ruff check $(PACKAGES)
 	@echo "check: ruff format"
@@ -147,6 +147,8 @@ check: $(READY) ## Style, types, generated stubs, protocol lint
 	@$(BIN)/mypy
 	@echo "check: generated stubs"
 	@$(BIN)/python -m protos.generate --check
+	@echo "check: docs/metrics.md"
+	@$(BIN)/python -m benchmarks.metrics_page --check
 	@echo "check: buf lint"
 	@$(BIN)/buf lint protos
 

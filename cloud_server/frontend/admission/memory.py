@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
-
 from cloud_server.metrics import Metrics
 
 
@@ -35,26 +32,19 @@ class Room:
         return self._of.copy()
 
 
-class Memory(Collector):
+class Memory:
     """The stores by name; the metric `held_memory_bytes`."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._name = f"{metrics.prefix}held_memory_bytes"
         self._rooms: dict[str, Room] = {}
-        metrics.registry.register(self)
+        metrics.held_memory.read_from(self._samples)
 
     def room(self, name: str) -> Room:
         """The store of that name, made on the first call."""
         return self._rooms.setdefault(name, Room())
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The metric's samples; Prometheus calls it in the thread of the metrics port."""
-        held = GaugeMetricFamily(
-            self._name,
-            "Memory in the front end for a tenant's requests, answers and so on",
-            labels=("store", "tenant"),
-        )
+    def _samples(self) -> Iterator[tuple[tuple[str, str], float]]:
+        """Store and tenant with their bytes; called in the thread of the metrics port."""
         for name, room in self._rooms.copy().items():
             for tenant, size in room.tenants().items():
-                held.add_metric((name, tenant), size)
-        yield held
+                yield (name, tenant), size
