@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +42,35 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
 def command(name: str) -> str:
     """The command line that gives the same report again."""
     return " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]])
+
+
+@functools.cache
+def code() -> str:
+    """Names the code that measures: changes with each change of it; empty without git."""
+    told = hashlib.sha256()
+    for ask in (("log", "-1", "--format=%H"), ("diff", "HEAD")):
+        git = ["git", *ask, "--", "*.py", "*.toml", ":!tests"]
+        try:
+            told.update(subprocess.run(git, cwd=ROOT, capture_output=True, check=True).stdout)
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+    return told.hexdigest()[:16]
+
+
+def kept(path: Path) -> dict[str, Any] | None:
+    """A part's result of an earlier run; None if there is none, or other code measured it."""
+    if not path.is_file():
+        return None
+    part: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return part if part.get("code", "") == code() else None
+
+
+def keep(part: Mapping[str, Any], path: Path, seconds: float) -> dict[str, Any]:
+    """Write a part's result for later runs; returns it with what measured it and how long."""
+    whole = {**part, "took_s": round(seconds, 1), "code": code()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    return whole
 
 
 def write(report: Mapping[str, Any], path: Path, page: str = "") -> None:

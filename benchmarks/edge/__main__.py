@@ -1,12 +1,12 @@
 """Measures a device: bytes and times on the link, its own cost, a long outage, a long run.
 
-Needs root for network namespaces. Results of earlier runs are kept (`--fresh` measures again).
+Needs root for network namespaces. Results of earlier runs of the same code are kept (`--fresh`
+measures again).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,23 +55,22 @@ def bench(given: argparse.Namespace) -> int:
     found: dict[str, Any] = {}
     todo: dict[str, tuple[Part, float, Path]] = {}
     for name, (measure, seconds) in plan(given.minutes).items():
-        kept = folder / f"{name}{'-quick' if given.quick else ''}.json"
+        path = folder / f"{name}{'-quick' if given.quick else ''}.json"
         wanted = name in (given.part or ())
-        if kept.is_file() and not given.fresh and not wanted and name not in ALWAYS:
-            found[name] = json.loads(kept.read_text(encoding="utf-8"))
+        kept = None if given.fresh or wanted or name in ALWAYS else command.kept(path)
+        if kept is not None:
+            found[name] = kept
         elif wanted or not given.part or name in ALWAYS:
-            todo[name] = (measure, seconds / (8 if given.quick else 1), kept)
+            todo[name] = (measure, seconds / (8 if given.quick else 1), path)
     left_s = sum(seconds for _, seconds, _ in todo.values())
-    for number, (name, (measure, seconds, kept)) in enumerate(todo.items(), 1):
+    for number, (name, (measure, seconds, path)) in enumerate(todo.items(), 1):
         print(
             f"edge: part {number} of {len(todo)}, {name}; about {left_s / 60:.0f} minutes to go",
             flush=True,
         )
         began = time.monotonic()
         made = measure(folder / name, given.quick)
-        found[name] = {**made, "took_s": round(time.monotonic() - began, 1)}
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(found[name], indent=1) + "\n", encoding="utf-8")
+        found[name] = command.keep(made, path, time.monotonic() - began)
         left_s -= seconds
     figures: list[dict[str, Any]] = []
     for name in plan(given.minutes):

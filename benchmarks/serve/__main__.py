@@ -1,13 +1,12 @@
 """Measures the service under load: throughput, latency, fairness, overload, memory, and rivals.
 
 Simulated devices in one process send frames of test pictures to a service in other processes on the
-same machine. Results of earlier runs are kept (`--fresh` measures everything again).
+same machine. Results of earlier runs of the same code are kept (`--fresh` measures again).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -54,8 +53,9 @@ def measure(out: Path, quick: bool, fresh: bool, minutes: float, only: Sequence[
     todo = []
     for name, part, seconds in plan(minutes):
         path = folder / f"{name}{'-quick' if quick else ''}.json"
-        if path.is_file() and not fresh and (not only or name not in only):
-            found[name] = json.loads(path.read_text(encoding="utf-8"))
+        known_part = None if fresh or name in only else command.kept(path)
+        if known_part is not None:
+            found[name] = known_part
         elif not only or name in only:
             todo.append((name, part, path, seconds / (4 if quick and name != "soak" else 1)))
     left = sum(seconds for *_, seconds in todo)
@@ -65,9 +65,7 @@ def measure(out: Path, quick: bool, fresh: bool, minutes: float, only: Sequence[
             flush=True,
         )
         began = time.monotonic()
-        made = part(bench, found)
-        found[name] = {**made, "took_s": round(time.monotonic() - began, 1)}
-        path.write_text(json.dumps(found[name], indent=1) + "\n", encoding="utf-8")
+        found[name] = command.keep(part(bench, found), path, time.monotonic() - began)
         left -= seconds
     return found
 

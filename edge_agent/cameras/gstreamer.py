@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,16 @@ _TIME_OFFSET = 72
 _SWITCHES = {"wait-for-keyframe": b"true", "request-keyframe": b"true", "output-corrupt": b"false"}
 """Switches, where an element has them, by which no picture is given that a loss has damaged: after
 it the stream waits for a key frame, and asks the camera for one."""
+_FORMATS = {
+    "mjpeg": "image/jpeg",
+    "h264": "video/x-h264",
+    "yuyv422": "video/x-raw,format=YUY2",
+    "nv12": "video/x-raw,format=NV12",
+    "rgb24": "video/x-raw,format=RGB",
+    "gray": "video/x-raw,format=GRAY8",
+}
+"""GStreamer's words for the formats of a video device."""
+_ANY = "video/x-raw", "image/jpeg", "video/x-h264"
 _STATES = {
     "not-authorized": "unauthorized",
     "unauthorized": "unauthorized",
@@ -123,7 +133,7 @@ def pipeline(address: Address, jetson: bool, open_s: float) -> str:
             f"video/x-raw(memory:NVMM),width={wide},height={high}"
         )
     elif address.scheme == "v4l2":
-        start = f"v4l2src device={_quoted(address.place)} ! decodebin"
+        start = f"v4l2src device={_quoted(address.place)} ! {_wanted(options)}decodebin"
     elif address.scheme == "file":
         start = f"filesrc location={_quoted(address.place)} ! decodebin"
     else:
@@ -137,6 +147,19 @@ def pipeline(address: Address, jetson: bool, open_s: float) -> str:
     # A live camera keeps one picture: the newest. A file waits until its picture is taken.
     keep = "max-buffers=1 drop=true" if address.scheme != "file" else "max-buffers=2"
     return f"{start} ! {convert} ! video/x-raw,format=RGB ! appsink name=pictures sync=false {keep}"
+
+
+def _wanted(options: Mapping[str, Any]) -> str:
+    """What a video device is asked for: its format, and a size that it may miss.
+
+    By itself GStreamer would take the largest pictures that the device has.
+    """
+    formats = [_FORMATS[options["format"]]] if "format" in options else list(_ANY)
+    wide, high = options.get("width"), options.get("height")
+    if not (wide and high):
+        wide, high = _CAMERA_SIZE
+    sized = [f"{each},width={wide},height={high}" for each in formats]
+    return f"capsfilter caps={_quoted(';'.join(sized + formats))} ! "
 
 
 def _quoted(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench, docs, readme_table
+from benchmarks import bench, command, docs, readme_table
 
 ESTIMATE = {"mean": -0.012, "low": -0.02, "high": -0.004}
 REPORT: dict[str, Any] = {
@@ -94,3 +94,12 @@ def test_the_frontier_keeps_the_codec_that_the_target_is_about() -> None:
     enough = next(row for row in rows if row["accuracy"] >= 0.93)
     assert len(chosen) == 8
     assert any(c.quality == enough["quality"] and c.codec == enough["codec"] for c in chosen)
+
+
+def test_a_part_is_kept_for_the_code_that_measured_it_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "parts" / "one.json"
+    assert command.kept(path) is None
+    made = command.keep({"figures": [1]}, path, 2.04)
+    assert command.kept(path) == made and made["figures"] == [1] and made["took_s"] == 2.0
+    path.write_text(json.dumps({**made, "code": "that of yesterday"}), encoding="utf-8")
+    assert command.kept(path) is None

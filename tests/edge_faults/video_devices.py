@@ -22,7 +22,7 @@ from tests.edge_agent.cameras.watched_camera import Watched, children, value
 from tests.edge_faults import vivid
 from tests.edge_faults.vivid import NTSC, PAL, TV, Vivid
 
-READERS = ("pyav",)
+READERS = ("pyav", "gstreamer")
 SIZE = 320, 180
 DEVICE = Vivid(0)
 _PATIENCE = replace(PATIENCE, backoff_max_s=0.5, open_s=60.0, stall_s=5.0, frozen_s=4.0)
@@ -151,7 +151,8 @@ class Post:
 
     def _look(self) -> Watched:
         """Begin to read what is at this place, if it is there."""
-        address = Address.parse(f"v4l2://{self._place}?by={self.by}")
+        size = "" if self.by == "pyav" else "&width={}&height={}".format(*SIZE)
+        address = Address.parse(f"v4l2://{self._place}?by={self.by}{size}")
         return Watched(Camera(address, self.by, patience=_PATIENCE))
 
     def _plug(self, standard: int = 0) -> None:

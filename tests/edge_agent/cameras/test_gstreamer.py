@@ -46,6 +46,27 @@ def test_every_element_that_can_waits_for_a_key_frame(monkeypatch: pytest.Monkey
     assert found == WANTED
 
 
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        ("", "video/x-raw,width=1280,height=720"),
+        ("width=320&height=180", "video/x-raw,width=320,height=180"),
+        ("format=mjpeg", "image/jpeg,width=1280,height=720;image/jpeg"),
+        ("format=yuyv422&width=320&height=180", "video/x-raw,format=YUY2,width=320,height=180"),
+    ],
+)
+def test_a_video_device_is_asked_for_its_format_and_size(options: str, first: str) -> None:
+    address = Address.parse(f"v4l2:///dev/video0?by=gstreamer&{options}")
+    line = gstreamer.pipeline(address, False, 10.0)
+    assert f'capsfilter caps="{first}' in line
+    libraries = gstreamer.library()
+    if libraries is None or not gstreamer.has(libraries[0], "v4l2src"):
+        pytest.skip("no GStreamer: make gstreamer")
+    error = ctypes.c_void_p()
+    libraries[0].gst_parse_launch.restype = ctypes.c_void_p
+    assert libraries[0].gst_parse_launch(line.encode(), ctypes.byref(error)) and not error
+
+
 WANTED = {
     ("rtph264depay", "wait-for-keyframe"): 1,
     ("rtph264depay", "request-keyframe"): 1,
