@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from cloud_server.engine.jobs import BundleEvent, Job, JobEvent, Load, Offer, Status
+from cloud_server.engine.store import Name
 
 Emit = Callable[[JobEvent], None]
 """Takes each event the moment it happens; they leave together, after the step or at `flush`."""
@@ -70,6 +71,15 @@ class Engine(ABC):
     @abstractmethod
     def forget(self, session: str) -> None:
         """Let go of a session's scenes."""
+
+    @abstractmethod
+    def drop(self, name: Name, base: bool) -> None:
+        """Let go of one scene.
+
+        Args:
+            name: its session and frame number.
+            base: keep its latents, on which later frames may build.
+        """
 
     @abstractmethod
     def load_bundle(self, asked: Load) -> None:

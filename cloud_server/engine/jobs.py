@@ -11,7 +11,7 @@ Messages travel as MessagePack, checked against their types when they are read. 
       │ ◀── Compressed ─────────────────────────── │   or Failed, to a Job for feedback
       │ ◀── PartWanted ─────────────────────────── │   or Failed, to a Job with `look`
       │ ─── Cancel ───────────────────────────────▶│   Dropped, unless it came too late
-      │ ─── Forget (a session's scenes) ──────────▶│
+      │ ─── Forget (a session's scenes), Drop ────▶│
       │ ─── Load (one more bundle) ───────────────▶│
       │ ◀── Offer, Loaded ─────────────────────── │   or NotLoaded
       │ ─── Unload (a bundle) ────────────────────▶│
@@ -114,6 +114,18 @@ class Forget(_Sent, frozen=True):
     """The session is over: its scenes need not be held."""
 
     session: str
+
+
+class Drop(_Sent, frozen=True):
+    """A frame is no longer held: nobody can ask about its scene.
+
+    Attributes:
+        base: 1 while later frames may build on its latents.
+    """
+
+    session: str
+    frame_number: int
+    base: int
 
 
 class Cancel(_Sent, frozen=True):
@@ -366,6 +378,7 @@ class Dropped(_Sent, frozen=True):
 Message: TypeAlias = (
     Job
     | Forget
+    | Drop
     | Cancel
     | Load
     | Unload

@@ -84,5 +84,9 @@ class LatentMemory:
         """Let go of every frame of a session."""
         self._store.forget(session)
 
+    def drop(self, name: Name) -> None:
+        """Let go of a frame's latents, if held."""
+        self._store.drop(name)
+
     def _dropped(self, entry: _Latents) -> None:
         self._pool.give(entry.pages)

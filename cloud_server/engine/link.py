@@ -25,6 +25,7 @@ from cloud_server.engine.jobs import (
     Broken,
     Cancel,
     Compressed,
+    Drop,
     Dropped,
     Failed,
     Forget,
@@ -149,7 +150,7 @@ class FrontLink:
         """Ignore a job's events from now on."""
         self._jobs.pop(job, None)
 
-    def tell(self, message: Forget | Cancel | Load | Unload | Shutdown) -> None:
+    def tell(self, message: Forget | Drop | Cancel | Load | Unload | Shutdown) -> None:
         """Send a message that has no answer; without an engine nothing is sent."""
         with contextlib.suppress(EngineUnavailableError):
             self._send(message)

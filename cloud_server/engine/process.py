@@ -20,6 +20,7 @@ from cloud_server.engine.base import Engine
 from cloud_server.engine.jobs import (
     Broken,
     Cancel,
+    Drop,
     Forget,
     Job,
     JobEvent,
@@ -109,6 +110,8 @@ class _Process:
                     engine.cancel(message.job, bool(message.begun))
                 elif isinstance(message, Forget):
                     engine.forget(message.session)
+                elif isinstance(message, Drop):
+                    engine.drop((message.session, message.frame_number), bool(message.base))
                 elif isinstance(message, Load):
                     engine.load_bundle(message)
                 elif isinstance(message, Unload):

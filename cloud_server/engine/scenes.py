@@ -121,6 +121,10 @@ class SceneMemory:
         """Let go of every scene of a session."""
         self._store.forget(session)
 
+    def drop(self, name: Name) -> None:
+        """Let go of a scene, if held."""
+        self._store.drop(name)
+
     def end_step(self) -> None:
         """End the step: nothing that it used is read any more."""
         self._in_use.clear()

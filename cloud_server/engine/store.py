@@ -58,9 +58,9 @@ class SceneStore(Generic[Entry]):
 
     def make_room(self, name: Name, size_bytes: int) -> None:
         """Drop what `put` would drop, so that its memory can be used for the new entry."""
-        self._drop(name)
+        self.drop(name)
         while self._held and self.bytes + size_bytes > self._max_bytes:
-            self._drop(self._order.next_to_go())
+            self.drop(self._order.next_to_go())
 
     def get(self, name: Name) -> Entry:
         """The entry of that name; this counts as a use.
@@ -78,9 +78,10 @@ class SceneStore(Generic[Entry]):
     def forget(self, session: str) -> None:
         """Let go of every entry of a session."""
         for number in list(self._sessions.get(session, ())):
-            self._drop((session, number))
+            self.drop((session, number))
 
-    def _drop(self, name: Name) -> None:
+    def drop(self, name: Name) -> None:
+        """Let go of an entry, if it is held."""
         if name not in self._held:
             return
         entry = self._held.pop(name)

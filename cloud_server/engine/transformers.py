@@ -212,6 +212,12 @@ class TransformersEngine(Engine):
         self._scenes.forget(session)
         self._latents.forget(session)
 
+    def drop(self, name: Name, base: bool) -> None:
+        """Let go of one scene; with `base` not of its latents."""
+        self._scenes.drop(name)
+        if not base:
+            self._latents.drop(name)
+
     def load_bundle(self, asked: Load) -> None:
         """Load one more bundle in a thread."""
         self._bundles.load(asked)

@@ -142,7 +142,7 @@ class HeldScenes:
         self._devices: dict[Device, OrderedDict[Name, None]] = {}  # in the order of acceptance
         self._crowd: Crowd[_Chain] = Crowd()
         self._told: list[Callable[[HeldScene], None]] = []
-        self._gone: list[Callable[[Name], object]] = []
+        self._gone: list[Callable[[Name, bool], object]] = []
         self._of_bundle: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -165,8 +165,12 @@ class HeldScenes:
         """Call a function with each new scene."""
         self._told.append(callback)
 
-    def gone(self, callback: Callable[[Name], object]) -> None:
-        """Call a function with the name of each frame that is no longer kept."""
+    def gone(self, callback: Callable[[Name, bool], object]) -> None:
+        """Call a function with the name of each scene that is no longer held.
+
+        Its second argument says whether the frame is kept, because later frames may build on it. If
+        so, the function is called once more when it no longer is.
+        """
         self._gone.append(callback)
 
     # ------------------------------------------------------------------ look-up
@@ -296,13 +300,16 @@ class HeldScenes:
         if not names:
             del self._devices[chain.device]
         chain.held.discard(name)
-        if not chain.held:
+        if chain.held:
+            for told in self._gone:
+                told(name, True)
+        else:
             self._crowd.remove(chain)
             for frame in chain.frames:
                 if self._links[frame].chain is chain:  # else another frame has the number now
                     del self._links[frame]
                     for told in self._gone:
-                        told(frame)
+                        told(frame, False)
 
 
 def _both(one: bytes, other: bytes) -> bytes:

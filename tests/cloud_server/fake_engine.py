@@ -41,6 +41,7 @@ from cloud_server.engine.jobs import (
     TokenMade,
     failed,
 )
+from cloud_server.engine.store import Name
 from cloud_server.settings import Settings
 from projector.bundle.load import Bundle
 from protos.errors import (
@@ -119,6 +120,10 @@ class FakeEngine(Engine):
 
     def forget(self, session: str) -> None:
         self._scenes -= {scene for scene in self._scenes if scene[0] == session}
+
+    def drop(self, name: Name, base: bool) -> None:
+        if not base:  # this engine has no latents apart
+            self._scenes.discard(name)
 
     def cancel(self, job: int, begun: bool) -> None:
         for jobs in (self._jobs, self._held) if begun else (self._jobs,):

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 from cloud_server.engine.jobs import (
     Cancel,
+    Drop,
     Dropped,
     Failed,
     Forget,
@@ -90,6 +91,9 @@ class Dispatch:
         self._jobs: Counter[KeptEngine] = Counter()
         self._work: dict[KeptEngine, float] = dict.fromkeys(engines, 0.0)
         self._where: dict[Name, KeptEngine] = {}
+        self._using: Counter[Name] = Counter()  # jobs that need a scene or its latents
+        self._unused: dict[Name, Drop] = {}  # what to drop once no job needs it
+        scenes.gone(self._gone)
         self._waiting: deque[_Given] = deque()
         self._suspects: deque[_Given] = deque()
         self._apart: KeptEngine | None = None
@@ -97,7 +101,6 @@ class Dispatch:
         self._ids = itertools.count(-(1 << 40), -1)  # the canary's are negative too, but few
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
-        scenes.gone(lambda name: self._where.pop(name, None))
         metrics.quarantined.set_function(lambda: len(quarantine))
         metrics.suspects.set_function(lambda: quarantine.suspects)
 
@@ -130,6 +133,10 @@ class Dispatch:
         if not any(engine.ready for engine in self._engines):
             raise EngineUnavailableError("no engine is running; send it again")
         given = self._given[job.id] = _Given(job, sink, _work_of(job), alone)
+        for name in _names(job):
+            self._using[name] += 1
+        if job.has_frame:
+            self._unused.pop(job.scene, None)
         if alone:
             self._suspects.append(given)
             self._run_alone()
@@ -266,7 +273,7 @@ class Dispatch:
             self._end(given)
         given.sink(said)
         if job.id not in self._given and not self._scenes.keeps(job.scene):
-            self._where.pop(job.scene, None)  # it was never accepted
+            self._gone(job.scene, False)  # it was never accepted
 
     def _blame(self, given: _Given, error: BridgeError) -> BridgeError:
         """Called when a job's engine ended: the job becomes a suspect, or is quarantined."""
@@ -298,7 +305,9 @@ class Dispatch:
             given.engine = None
 
     def _end(self, given: _Given) -> None:
-        self._given.pop(given.job.id, None)
+        if self._given.pop(given.job.id, None) is not None:
+            for name in _names(given.job):
+                self._let_go(name)
         self._leave(given)
         if self._waiting or self._suspects:
             for queue in (self._waiting, self._suspects):
@@ -344,12 +353,39 @@ class Dispatch:
             self._end(given)
             given.sink(error)
 
+    # ------------------------------------------------------------------ scenes that are over
+
+    def _gone(self, name: Name, base: bool) -> None:
+        """Called when a scene is no longer held: its engine drops it once no job needs it."""
+        self._unused[name] = Drop(*name, int(base))
+        if name not in self._using:
+            self._drop(name)
+
+    def _let_go(self, name: Name) -> None:
+        """Called when a job that needed a scene has ended."""
+        self._using[name] -= 1
+        if not self._using[name]:
+            del self._using[name]
+            if name in self._unused:
+                self._drop(name)
+
+    def _drop(self, name: Name) -> None:
+        drop = self._unused.pop(name)
+        engine = self._where.get(name) if drop.base else self._where.pop(name, None)
+        if engine is not None:
+            engine.link.tell(drop)
+
     # ------------------------------------------------------------------ small things
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _names(job: Job) -> tuple[Name, ...]:
+    """The scenes of a job: the one that it makes or reads, and the one that it builds on."""
+    return (job.scene, (job.session, job.base)) if job.base >= 0 else (job.scene,)
 
 
 def _needs(job: Job) -> Name | None:

@@ -159,6 +159,20 @@ def test_a_forgotten_sessions_scenes_are_unknown(loaded: Loaded) -> None:
     assert isinstance(last, Failed) and last.code == UnknownSceneError.code
 
 
+@pytest.mark.parametrize("base", [True, False])
+def test_a_dropped_scene_is_unknown_and_its_neighbour_is_not(loaded: Loaded, base: bool) -> None:
+    before = loaded.engine.status().scene_bytes
+    loaded.drain(loaded.frame(20), loaded.frame(21))
+    loaded.engine.drop(("s", 20), base)
+    loaded.engine.drop(("s", 4711), base)
+    assert loaded.engine.status().scene_bytes > before
+    loaded.drain(loaded.further(22, about=20), loaded.further(23, about=21))
+    gone, held = loaded.of(22)[-1], loaded.of(23)[-1]
+    if not base:
+        assert isinstance(gone, Failed) and gone.code == UnknownSceneError.code
+    assert isinstance(held, Answered)
+
+
 @pytest.mark.parametrize("steps", [0, 1], ids=["waiting", "begun"])
 def test_a_cancelled_job_ends_dropped_and_says_no_more(loaded: Loaded, steps: int) -> None:
     loaded.engine.submit(loaded.frame(11))

@@ -1,4 +1,4 @@
-"""Which engine holds a scene is known for as long as its frame is kept, and no longer."""
+"""An engine holds a scene, and is known to hold it, while its frame is kept, and no longer."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import structlog
+from msgspec import structs
 
-from cloud_server.engine.jobs import Accepted, Answered, Dropped, Job
-from cloud_server.frontend.engines.dispatch import Dispatch, Sink
+from cloud_server.engine.jobs import Accepted, Answered, Drop, Dropped, Job
+from cloud_server.engine.link import Sink
+from cloud_server.engine.store import Name
+from cloud_server.frontend.engines.dispatch import Dispatch
 from cloud_server.frontend.engines.quarantine import Quarantine
 from cloud_server.metrics import Metrics
 from tests.cloud_server.frontend.test_scenes import held, job, scene
@@ -20,8 +23,10 @@ class _Engine:
     index, ready = 0, True
 
     def __init__(self) -> None:
-        self.link = SimpleNamespace(submit=self._submit)
-        self.drops = False
+        self.link = SimpleNamespace(submit=self._submit, tell=self._tell)
+        self.drops = self.waits = False
+        self.scenes: set[Name] = set()
+        self.waiting: list[tuple[Job, Sink]] = []
 
     def why_not(self) -> str:
         return ""
@@ -30,8 +35,16 @@ class _Engine:
         if self.drops:
             sink(Dropped(job.id))
             return
+        self.scenes.add(job.scene)
+        if self.waits:
+            self.waiting.append((job, sink))
+            return
         sink(Accepted(job.id, 0.0, 0.0, 0.0, 0.0))
         sink(Answered(job.id, "two", 1, 0.0, 0.0, 0.0))
+
+    def _tell(self, drop: Drop) -> None:
+        assert not drop.base, "no frame of this test builds on another"
+        self.scenes.discard((drop.session, drop.frame_number))
 
 
 def test_places_go_with_the_frames_that_are_kept() -> None:
@@ -48,10 +61,16 @@ def test_places_go_with_the_frames_that_are_kept() -> None:
 
     for number in range(100):
         send(job(number))
-    assert dispatch.places == len(scenes) == 8
+    assert dispatch.places == len(scenes) == len(engine.scenes) == 8
     engine.drops = True
     for number in range(100, 200):
         send(job(number))
     assert dispatch.places == 8, "a frame that was dropped has no scene"
+    engine.drops, engine.waits = False, True
+    about = structs.replace(job(199), id=500, frame_number=99, point=-1, kept=b"", body=b"")
+    dispatch.submit(about, lambda _: None)
     scenes.forget(lambda *_: True)
-    assert dispatch.places == 0
+    assert engine.scenes == {about.scene}, "a question still needs it"
+    (_, sink), *_ = engine.waiting
+    sink(Answered(about.id, "two", 1, 0.0, 0.0, 0.0))
+    assert not engine.scenes and dispatch.places == 0
