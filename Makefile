@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy systemd emulator network machine examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference clean
+.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy systemd emulator network machine examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference dist clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -26,7 +26,7 @@ help: ## This list
 setup: $(READY) ## Create .venv with everything in it (every target below does this by itself)
 
 $(READY): pyproject.toml reference/pyproject.toml .ci/constraints.txt
-	@echo "setup: .venv with $(PYTHON) (downloads about 650 MB the first time)"
+	@echo "setup: .venv with $(PYTHON) (downloads about 750 MB the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "setup: no virtual environment: install Python 3.10 or later with its venv module" \
 		"(Debian: apt install python3-venv)" >&2; rm -rf $(VENV); exit 1; }
@@ -140,9 +140,9 @@ example-node: $(READY) node ## A client in JavaScript, from bridge.proto alone, 
 
 check: $(READY) ## Style, types, generated stubs and pages, protocol lint
 	@echo "check: ruff check"
-	@$(BIN)/ruff check $(PACKAGES)
+	@$(BIN)/ruff check $(PACKAGES) .ci
 	@echo "check: ruff format"
-	@$(BIN)/ruff format --check $(PACKAGES)
+	@$(BIN)/ruff format --check $(PACKAGES) .ci
 	@echo "check: mypy --strict"
 	@$(BIN)/mypy
 	@echo "check: generated stubs"
@@ -244,6 +244,9 @@ bench-real-reverse: real-pair ## The other direction: SmolLM2 answers from Gemma
 reference: $(READY) ## Train the reference models and the bundle again, from scratch (hours; resumes)
 	@echo "reference: training both models and the map; checkpoints every five minutes"
 	@$(BIN)/python -m reference
+
+dist: $(READY) ## Wheels, source archives, bills of materials, licences and release notes, in dist/
+	@$(BIN)/python .ci/dist.py
 
 clean: ## Remove reports, build outputs and caches (keeps .venv and training checkpoints)
 	@echo "clean: reports, build outputs, caches; build/training and build/pool stay"

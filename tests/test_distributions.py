@@ -7,12 +7,14 @@ import filecmp
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.message import Message
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from reference.yard.build_assets import spdx
 from tests.checkout import ROOT, copy_to, tracked
@@ -29,14 +31,18 @@ SOURCES = {".py", ".pyi", ".proto", ".yaml", ".toml", ".jinja", ".html", ".css",
 BUILD = "from setuptools import build_meta; import sys; print(build_meta.build_wheel(sys.argv[1]))"
 
 
+SDIST = BUILD.replace("build_wheel", "build_sdist")
+
+
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_to(tmp_path_factory.mktemp("checkout"))
 
 
-def built(project: Path, out: Path) -> Path:
+def built(project: Path, out: Path, program: str = BUILD) -> Path:
     """The wheel that a folder with a pyproject.toml makes, by the installed setuptools."""
-    command = [sys.executable, "-c", BUILD, str(out)]
+    out.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", program, str(out)]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out / done.stdout.splitlines()[-1]
@@ -79,7 +85,8 @@ def test_the_products_wheel_holds_its_four_packages_and_nothing_else(product: Pa
 
 def test_the_references_wheel_holds_the_whole_folder(reference: Path) -> None:
     names, told = contents(reference)
-    about = {"reference/pyproject.toml", "reference/README.md", "reference/LICENSE"}
+    files = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+    about = {f"reference/{name}" for name in files}
     assert names == set(tracked("reference")) - about
     texts = {f"yard/assets/licenses/{f.name}" for f in (ROOT / ASSETS / "licenses").iterdir()}
     files = set(told.get_all("License-File", []))
@@ -93,10 +100,43 @@ def test_the_references_licence_is_apache_and_what_its_assets_say() -> None:
     assert filecmp.cmp(ROOT / "LICENSE", ROOT / "reference/LICENSE", shallow=False)
 
 
-def test_the_two_distributions_go_together() -> None:
-    both = pyproject()["project"], pyproject("reference")["project"]
-    assert both[0]["version"] == both[1]["version"]
-    assert f"neural-bridge[edge,cloud,align]=={both[0]['version']}" in both[1]["dependencies"]
+def test_the_two_distributions_go_together(product: Path, reference: Path) -> None:
+    version = contents(product)[1]["Version"]
+    told = contents(reference)[1]
+    assert told["Version"] == version
+    needs = [Requirement(line) for line in told.get_all("Requires-Dist", [])]
+    (whole,) = [need for need in needs if need.name == "neural-bridge"]
+    assert whole.extras == {"edge", "cloud", "align"} and str(whole.specifier) == f"=={version}"
+
+
+@pytest.mark.slow
+def test_a_tag_is_the_version_of_both_distributions(tmp_path: Path) -> None:
+    """Also from the source archive alone, which has no tags."""
+    copy = copy_to(tmp_path / "checkout")
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    for words in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "a"], ["tag", "v3.1.4"]):
+        subprocess.run(["git", *words], cwd=copy, check=True)
+    for folder, name in ((copy, "neural_bridge"), (copy / "reference", "neural_bridge_reference")):
+        archive = built(folder, tmp_path / "out", SDIST)
+        assert archive.name == f"{name}-3.1.4.tar.gz"
+        with tarfile.open(archive) as opened:
+            opened.extractall(tmp_path / "alone", filter="data")
+        wheel = built(tmp_path / "alone" / f"{name}-3.1.4", tmp_path / "out")
+        assert wheel.name == f"{name}-3.1.4-py3-none-any.whl"
+        needs = contents(wheel)[1].get_all("Requires-Dist", [])
+        assert name == "neural_bridge" or any(need.endswith("==3.1.4") for need in needs)
+
+
+@pytest.mark.slow
+def test_the_source_archive_makes_the_same_wheel_as_the_checkout(
+    copy: Path, product: Path, reference: Path, tmp_path: Path
+) -> None:
+    for folder, wheel in ((copy, product), (copy / "reference", reference)):
+        archive = built(folder, tmp_path / "out", SDIST)
+        with tarfile.open(archive) as opened:
+            opened.extractall(tmp_path / "alone", filter="data")
+        top = tmp_path / "alone" / archive.name.removesuffix(".tar.gz")
+        assert contents(built(top, tmp_path / "out"))[0] == contents(wheel)[0]
 
 
 @pytest.mark.quick(1)
