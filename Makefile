@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy systemd emulator network machine examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference dist clean
+.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy prometheus systemd emulator network machine examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference dist clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -42,11 +42,11 @@ demo: $(READY) ## A cloud server and an edge agent answer questions about unseen
 	@echo "demo: the same questions by every other arm, into the same report"
 	@$(BIN)/python -m benchmarks.compare --answers build/demo/answers-1.jsonl
 
-test: $(READY) node postgresql gstreamer haproxy systemd ## The quick tests, of everything (WORKERS=1 for one process)
+test: $(READY) node postgresql gstreamer haproxy prometheus systemd ## The quick tests, of everything (WORKERS=1 for one process)
 	@echo "test: pytest with $(WORKERS) workers; skipped tests are listed with their reason; make test-slow has the others"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
-test-slow: $(READY) node postgresql gstreamer haproxy systemd ## The slow tests: training, kills, every flipped byte; about 40 minutes
+test-slow: $(READY) node postgresql gstreamer haproxy prometheus systemd ## The slow tests: training, kills, every flipped byte; about 40 minutes
 	@echo "test-slow: pytest with $(WORKERS) workers; skipped tests are listed with their reason"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
 
@@ -88,6 +88,13 @@ haproxy: ## haproxy (without it rolling restarts behind a load balancer are not 
 		echo "haproxy: apt-get install haproxy" && apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends haproxy; } || \
 		echo "haproxy: not there, so its tests are skipped (Debian: apt-get install haproxy)" >&2
+
+prometheus: ## Prometheus and Alertmanager (without them rules, dashboards and alerts are not tried)
+	@command -v promtool >/dev/null && command -v amtool >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		echo "prometheus: apt-get install prometheus prometheus-alertmanager" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus prometheus-alertmanager; } || \
+		echo "prometheus: not there, so its tests are skipped (Debian: apt-get install prometheus prometheus-alertmanager)" >&2
 
 systemd: ## systemd-analyze (without it the units of deploy/jetson are not checked)
 	@command -v systemd-analyze >/dev/null || \
