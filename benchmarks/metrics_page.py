@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import command, docs
+from cloud_server.genai_metrics import GenAiMetrics
 from cloud_server.metrics import Metrics as ServiceMetrics
 from edge_agent.metrics import Metrics as AgentMetrics
 from protos.process.metric_kinds import Label
 from protos.process.metric_rows import DASHBOARDS, HistogramRow, Row
-from protos.process.metrics import MetricSet
+from protos.process.metrics import Table
 
 PAGE = docs.DOCS / "metrics.md"
 _SHOWN = 20
@@ -30,19 +31,21 @@ like is in [dashboards.md](dashboards.md).
 - Names end in their base unit; only counters end in `_total`. A gauge of unit *state* is 1 or 0.
 - A label value outside its set, or one too many, counts as `other`.
 - A histogram marked *exemplars* carries request ids where the scraper asks for OpenMetrics
-  (`Accept: application/openmetrics-text`; Prometheus: `--enable-feature=exemplar-storage`)."""
+  (`Accept: application/openmetrics-text`; Prometheus: `--enable-feature=exemplar-storage`).
+- The `device_*` series are shown with `--device-series N` alone."""
 
 
 def page() -> str:
     """The whole page."""
-    halves: list[tuple[str, type[MetricSet]]] = [
+    tables: list[tuple[str, type[Table]]] = [
         ("The service", ServiceMetrics),
         ("The agent", AgentMetrics),
+        ("The service under OpenTelemetry's names (`--genai-metrics`)", GenAiMetrics),
     ]
     parts = [_TOP]
-    for title, half in halves:
-        rows = half.rows()
-        parts.append(f"\n## {title}, `{half.prefix}…`")
+    for title, table in tables:
+        rows = table.rows()
+        parts.append(f"\n## {title}, `{table.prefix}…`")
         for dashboard in DASHBOARDS:
             mine = [row for row in rows if row.dashboards[0] == dashboard]
             if mine:

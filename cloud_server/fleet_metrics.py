@@ -20,6 +20,10 @@ ENROLMENTS = ("enrolled", "renewed", "refused")
 REPORTS = ("crash", "log", "done", "refused")
 ORDERS = ("configure", "restart", "send_logs", "capture", "update")
 _TENANT = Label("tenant", bound="tenants", most=256)
+_DEVICE = (
+    Label("tenant", bound="its device", most=1),
+    Label("device", bound="--device-series, which is off by default", most=10_001),
+)
 _UPDATE = (
     _TENANT,
     Label("number", bound="updates offered now", most=16),
@@ -155,4 +159,30 @@ class FleetMetrics(MetricSet):
         ENGINE,
         Label("store", ("requests", "answers", "sessions", "outboxes")),
         _TENANT,
+    )
+    device_frames = CollectedRow(
+        "device_frames_total", "frames", "Intact frames received, by device", FLEET, *_DEVICE
+    )
+    device_payload = CollectedRow(
+        "device_payload_bytes_total", "bytes", "Payloads of frames, by device", FLEET, *_DEVICE
+    )
+    device_answers = CollectedRow(
+        "device_answers_total", "questions", "Questions answered, by device", FLEET, *_DEVICE
+    )
+    device_refusals = CollectedRow(
+        "device_refusals_total", "requests", "Requests refused, by device", FLEET, *_DEVICE
+    )
+    device_risk = CollectedRow(
+        "device_risk_ratio_total",
+        "ratio",
+        "Sum of the risks of a device's answers; divided by those, their mean",
+        FIDELITY,
+        *_DEVICE,
+    )
+    device_newest = CollectedRow(
+        "device_newest_frame_timestamp_seconds",
+        "seconds",
+        "When a device's newest good frame came, seconds since 1970; 0 before the first one",
+        FLEET,
+        *_DEVICE,
     )

@@ -18,6 +18,7 @@ from cloud_server.bundle_settings import BundleSettings
 from cloud_server.exposure import Exposure
 from cloud_server.served import require_bundle, require_model
 from cloud_server.state.quota import Quota
+from cloud_server.telemetry_settings import TelemetrySettings
 from projector.bundle.keys import TrustedKeys
 from protos.crop import MOST_CROP_BYTES
 from protos.errors import ConfigError
@@ -30,7 +31,7 @@ SETTINGS_FILE = "settings.toml"
 """The settings file in the directory that `cloud-server init` makes."""
 
 
-class Settings(BundleSettings, Exposure):
+class Settings(BundleSettings, Exposure, TelemetrySettings):
     """The service's settings; units end the names, and `description` is what `--help` prints."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX)

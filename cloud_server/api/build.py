@@ -57,9 +57,7 @@ def http_port(
     idempotency: Idempotency[Question] = Idempotency(settings.idempotency_memory_bytes)
     models = Models(settings.model_path.name)
     routers: list[APIRouter] = [
-        Chat(
-            settings.limits, models, held, bridge.asker, bridge.under_way, idempotency, metrics
-        ).router(),
+        Chat(settings.limits, models, held, bridge.asker, bridge.under_way, idempotency).router(),
         models.router(),
         Devices(access.live, held).router(),
         Scenes(held).router(),

@@ -29,7 +29,6 @@ from cloud_server.frontend.ask import Application, Asker
 from cloud_server.frontend.scenes import HeldScene
 from cloud_server.frontend.under_way import UnderWay
 from cloud_server.identity.caller import Caller
-from cloud_server.metrics import Metrics
 from protos.limits import Limits
 
 _EVENT_BYTES = 1024
@@ -46,7 +45,6 @@ class Chat:
         asker: sends questions to the engine.
         under_way: the questions in the engine.
         idempotency: the idempotency keys.
-        metrics: the service's metrics.
     """
 
     def __init__(
@@ -57,11 +55,10 @@ class Chat:
         asker: Asker,
         under_way: UnderWay,
         idempotency: Idempotency[Question],
-        metrics: Metrics,
     ) -> None:
         self._limits, self._models, self._held = limits, models, held
         self._asker, self._under_way = asker, under_way
-        self._idempotency, self._metrics = idempotency, metrics
+        self._idempotency = idempotency
         self._pictures = itertools.count()
 
     def router(self) -> APIRouter:
@@ -130,7 +127,7 @@ class Chat:
         body.check()
         about, text = subject.read(body.messages, self._limits)
         limit = body.tokens(self._limits.max_new_tokens)
-        self._metrics.questions.labels("http").inc()
+        self._asker.asked("http")
         made = Computation(visit.request_id, 0, text, received_ns)
         made.owner, made.rank = owner_of(visit.caller), body.rank
         scene: HeldScene | None = None

@@ -15,9 +15,9 @@ from cloud_server.frontend.answers import Computation, Owner
 from cloud_server.frontend.outbox import Outboxes
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
+from cloud_server.frontend.telemetry import Telemetry
 from cloud_server.frontend.tell import Asked, Stream, Teller
 from cloud_server.frontend.under_way import UnderWay
-from cloud_server.metrics import Metrics
 from projector.codec.risk import RiskModel
 from protos.errors import BridgeError, EngineUnavailableError
 from protos.limits import Limits
@@ -44,7 +44,7 @@ class Asker:
         sessions: the sessions held.
         under_way: takes the request.
         teller: hears the engine.
-        metrics: what is counted.
+        telemetry: counts questions.
         refusals: where refusals are counted.
         gate: checks callers.
         quotas: counts requests against quotas.
@@ -60,7 +60,7 @@ class Asker:
         sessions: Sessions,
         under_way: UnderWay,
         teller: Teller,
-        metrics: Metrics,
+        telemetry: Telemetry,
         refusals: Refusals,
         gate: Gate,
         quotas: Quotas,
@@ -68,7 +68,8 @@ class Asker:
     ) -> None:
         self._gate, self._quotas, self.outboxes = gate, quotas, outboxes
         self._limits, self._sessions, self._under_way = limits, sessions, under_way
-        self._teller, self._metrics, self._refusals = teller, metrics, refusals
+        self._teller, self._refusals = teller, refusals
+        self._telemetry, self._metrics = telemetry, telemetry.metrics
 
     async def ask(self, raw: bytes, context: Any) -> None:
         """Stream the events of one question."""
@@ -83,7 +84,7 @@ class Asker:
             owner = session.owner if caller.kind == "anyone" else owner_of(caller)
             self._quotas.charge(*owner, len(raw))
             self._sessions.check(request, session)
-            self._metrics.questions.labels("ask").inc()
+            self._telemetry.asked("ask")
             known = self._under_way.answers.find(
                 session.id, request.request_id, request.frame_number, request.question, owner=owner
             )
@@ -168,6 +169,10 @@ class Asker:
         hear = partial(self._teller.hear, asked, made, job)
         self._under_way.submit(asked.id, made, job, hear)
 
+    def asked(self, call: str) -> None:
+        """Count a question (`Telemetry.asked`)."""
+        self._telemetry.asked(call)
+
     def unread(self, error: BridgeError, made: Computation) -> None:
         """Count and log an answer over HTTP that its client does not read."""
         self._refusals.note(error, made.request_id, made.frame_number)
@@ -198,5 +203,5 @@ class Asker:
             if kind == "token":
                 made.left(event, kind)
             if kind == "answer":
-                self._teller.observe(event.answer)
+                self._teller.sent(made, event.answer)
                 return

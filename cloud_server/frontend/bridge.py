@@ -31,11 +31,11 @@ from cloud_server.frontend.receive import Receiver
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.scenes import HeldScenes
 from cloud_server.frontend.sessions import Session, Sessions
+from cloud_server.frontend.telemetry import Telemetry
 from cloud_server.frontend.tell import Teller
 from cloud_server.frontend.under_way import UnderWay
 from cloud_server.frontend.updates import Updates
 from cloud_server.frontend.versions.plans import front_end_name
-from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.throttle import Throttle
 from protos.calls import SERVICE
@@ -50,7 +50,7 @@ class Bridge:
         settings: limits and sizes.
         dispatch: sends jobs to the engines.
         scenes: holds accepted frames.
-        metrics: what is counted.
+        telemetry: counts and times requests; with the service's metrics.
         log: a bound logger.
         access: identities and TLS.
 
@@ -65,12 +65,13 @@ class Bridge:
         settings: Settings,
         dispatch: Dispatch,
         scenes: HeldScenes,
-        metrics: Metrics,
+        telemetry: Telemetry,
         log: Logger,
         access: Access,
     ) -> None:
         self._access = access
-        self._metrics, self._log, self._drain_s = metrics, log, settings.drain_s
+        self._metrics = metrics = telemetry.metrics
+        self._log, self._drain_s = log, settings.drain_s
         self.quotas = quotas = Quotas(access.quota_of)
         gate, memory = Gate(access.identities), Memory(metrics)
         self._beside: list[asyncio.Task[None]] = []
@@ -84,9 +85,9 @@ class Bridge:
         )
         metrics.sessions.set_function(lambda: len(sessions))
         metrics.fresh_sessions.set_function(lambda: sessions.fresh)
-        limits, refusals = settings.limits, Refusals(metrics, log, few)
+        limits, refusals = settings.limits, Refusals(telemetry, log, few)
         crops = Crops(settings, under_way, metrics, log, quotas)
-        teller = Teller(metrics, sessions, scenes, under_way, refusals, log, crops)
+        teller = Teller(telemetry, sessions, scenes, under_way, refusals, log, crops)
         self._outboxes = outboxes = Outboxes(
             memory.room("outboxes"), settings.outbox_memory_bytes, settings.reader_s
         )
@@ -99,7 +100,7 @@ class Bridge:
             sessions,
             under_way,
             teller,
-            metrics,
+            telemetry,
             refusals,
             log,
             few,
@@ -110,7 +111,7 @@ class Bridge:
             crops,
         )
         self.asker = Asker(
-            limits, sessions, under_way, teller, metrics, refusals, gate, quotas, outboxes
+            limits, sessions, under_way, teller, telemetry, refusals, gate, quotas, outboxes
         )
         self._updates = Updates(
             access.store, settings.directory, gate, openings, metrics, refusals, log

@@ -26,10 +26,10 @@ from cloud_server.frontend.crops import Crops
 from cloud_server.frontend.outbox import Outbox, Outboxes
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
+from cloud_server.frontend.telemetry import Telemetry
 from cloud_server.frontend.tell import Stream, Teller
 from cloud_server.frontend.under_way import LEAVING, UnderWay
 from cloud_server.identity.caller import Caller
-from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.throttle import Throttle
 from protos.calls import (
@@ -74,7 +74,7 @@ class Receiver:
         sessions: the sessions held.
         under_way: takes requests.
         teller: hears the engine, and writes to clients.
-        metrics: what is counted.
+        telemetry: counts frames.
         refusals: where refusals are counted.
         log: a bound logger.
         few: lets the first log lines of a kind pass.
@@ -91,7 +91,7 @@ class Receiver:
         sessions: Sessions,
         under_way: UnderWay,
         teller: Teller,
-        metrics: Metrics,
+        telemetry: Telemetry,
         refusals: Refusals,
         log: Logger,
         few: Throttle,
@@ -105,7 +105,8 @@ class Receiver:
         self._gate, self._quotas, self._openings = gate, quotas, openings
         self._limits, self._queue_requests = settings.limits, settings.queue_requests
         self._sessions, self._under_way, self._teller = sessions, under_way, teller
-        self._metrics, self._refusals, self._log, self._few = metrics, refusals, log, few
+        self._telemetry, self._metrics = telemetry, telemetry.metrics
+        self._refusals, self._log, self._few = refusals, log, few
         self._apart: dict[bytes, Outbox] = {}  # outboxes of the Events calls, by session id
         self._open: set[Outbox] = set()
         self._of: dict[bytes, set[Outbox]] = {}  # the open ones, by session id
@@ -293,7 +294,7 @@ class Receiver:
 
     def _refuse(self, error: BridgeError, raw: bytes, stream: Stream, session: Session) -> None:
         request_id, frame_number = _identify(raw, session.constants)
-        self._refusals.note(error, request_id, frame_number)
+        self._refusals.note(error, request_id, frame_number, session.owner)
         self._sessions.refused(session.offer.bundle_digest, session.owner, error)
         stream.outbox.put(
             pb.InferEvent(request_id=request_id, frame_number=frame_number, refused=refused(error))
@@ -305,7 +306,7 @@ class Receiver:
         self, raw: bytes, stream: Stream, session_id: bytes, caller: Caller, received_ns: int
     ) -> None:
         parsed = parse_infer_request(raw, self._limits)
-        request, header, _ = parsed
+        request, header, body = parsed
         session = self._sessions.get(session_id, caller)
         self._sessions.check(request, session)
         point = _point_of(header, session)
@@ -331,7 +332,7 @@ class Receiver:
                 f"{self._limits.max_in_flight} may: wait for one to end",
                 cause="credit",
             )
-        self._observe(parsed, point)
+        self._telemetry.frame(session.owner, point, header, len(body), question)
         computation = Computation(
             request_id,
             header.frame_number,
@@ -375,7 +376,7 @@ class Receiver:
             rank=RANKS[request.priority],
         )
 
-    # ------------------------------------------------------------------ advice and counts
+    # ------------------------------------------------------------------ advice
 
     def _advise(self, stream: Stream, session: Session) -> None:
         """Advise a client when the queue has become long, or short again.
@@ -397,18 +398,6 @@ class Receiver:
         stream.outbox.put(pb.InferEvent(rate_advice=advice))
         if self._few.passes("rate advice"):
             self._log.info("rate advice", session=session.id.hex(), credit=advice.max_in_flight)
-
-    def _observe(self, parsed: Parsed, point: OperatingPoint) -> None:
-        metrics, (request, header, body) = self._metrics, parsed
-        metrics.frames.labels(point.name).inc()
-        (metrics.key_frames if header.base is None else metrics.delta_frames).inc()
-        metrics.payload_bytes.labels(point.name).observe(len(body))
-        if request.question:
-            metrics.questions_infer.inc()
-        if header.cause:
-            metrics.fallbacks.labels(header.cause).inc()
-        if point.kind != "picture":
-            metrics.observe_state(header.kept_tokens, header.distortion)
 
 
 async def _first(one: asyncio.Event, other: asyncio.Event) -> bool:

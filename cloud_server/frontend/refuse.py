@@ -6,9 +6,10 @@ from typing import Any, NoReturn
 
 import grpc
 
-from cloud_server.metrics import Metrics
+from cloud_server.frontend.answers import Owner
+from cloud_server.frontend.telemetry import Telemetry
 from cloud_server.throttle import Throttle
-from protos.errors import BridgeError, OverloadedError
+from protos.errors import BridgeError
 from protos.process.logs import Logger
 from protos.refusals import trailer_of
 
@@ -17,17 +18,19 @@ class Refusals:
     """Every refusal of the front end goes through here.
 
     Args:
-        metrics: what is counted.
+        telemetry: counts them.
         log: a bound logger.
         few: lets the first log lines of a kind pass.
     """
 
-    def __init__(self, metrics: Metrics, log: Logger, few: Throttle) -> None:
-        self._metrics, self._log, self._few = metrics, log, few
+    def __init__(self, telemetry: Telemetry, log: Logger, few: Throttle) -> None:
+        self._telemetry, self._log, self._few = telemetry, log, few
 
-    def note(self, error: BridgeError, request_id: bytes, frame_number: int) -> None:
+    def note(
+        self, error: BridgeError, request_id: bytes, frame_number: int, owner: Owner | None = None
+    ) -> None:
         """Count and log the refusal of one request of a stream."""
-        self._count(error)
+        self._telemetry.refused(error, owner)
         if self._few.passes(error.name):
             self._log.warning(
                 "refused",
@@ -50,7 +53,7 @@ class Refusals:
             noted: whether the error was counted and logged already.
         """
         if not noted:
-            self._count(error)
+            self._telemetry.refused(error)
             if self._few.passes(error.name):
                 self._log.warning(
                     "call refused",
@@ -65,8 +68,3 @@ class Refusals:
             trailer_of(error),
         )
         raise AssertionError("abort returned")
-
-    def _count(self, error: BridgeError) -> None:
-        self._metrics.refusals.labels(error.name).inc()
-        if isinstance(error, OverloadedError):
-            self._metrics.overloads.labels(error.cause or "engine").inc()

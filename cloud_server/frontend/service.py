@@ -32,6 +32,7 @@ from cloud_server.frontend.health import Health
 from cloud_server.frontend.parts import Part
 from cloud_server.frontend.reload import Reload
 from cloud_server.frontend.scenes import HeldScenes
+from cloud_server.frontend.telemetry import Telemetry
 from cloud_server.frontend.versions.plans import DatabasePlan, Plan, SettingsPlan, front_end_name
 from cloud_server.frontend.versions.rollout import Rollout
 from cloud_server.metrics import Metrics
@@ -134,7 +135,8 @@ class Service:
 
     async def _serve(self, directory: SocketDirectory, descriptor_limit: int) -> None:
         settings, metrics, log = self._settings, self._metrics, self._log
-        self.access = access = Access(settings, metrics, log)
+        telemetry = Telemetry.of(settings, metrics)
+        self.access = access = Access(settings, telemetry, log)
         plan: Plan = SettingsPlan(settings.bundles, log)
         if access.store is not None:
             plan = DatabasePlan(access.store, front_end_name(), settings.bundles, log)
@@ -148,7 +150,7 @@ class Service:
         metrics.held_scenes.set_function(lambda: len(scenes))
         metrics.held_scene_bytes.set_function(lambda: scenes.bytes)
         engines = Engines(settings, directory, self._spawn, scenes, metrics, log, health.look)
-        bridge = Bridge(settings, engines.dispatch, scenes, metrics, log, access)
+        bridge = Bridge(settings, engines.dispatch, scenes, telemetry, log, access)
         engines.listeners.append(bridge)
         loader = Loader(settings.engine_start_s)
         rollout = Rollout(settings, plan, engines.kept, loader, bridge, scenes, metrics, log)

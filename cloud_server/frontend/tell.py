@@ -19,8 +19,8 @@ from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.risk import risk_of
 from cloud_server.frontend.scenes import HeldScene, HeldScenes
 from cloud_server.frontend.sessions import Session, Sessions
+from cloud_server.frontend.telemetry import Telemetry
 from cloud_server.frontend.under_way import UnderWay
-from cloud_server.metrics import Metrics
 from projector.codec.risk import RiskModel
 from protos.errors import BridgeError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
@@ -112,7 +112,7 @@ class Teller:
     """Turns the engine's events into the client's.
 
     Args:
-        metrics: what is counted and timed.
+        telemetry: counts and times requests.
         sessions: where scenes' reports are kept.
         scenes: holds accepted frames.
         under_way: where computations end.
@@ -123,7 +123,7 @@ class Teller:
 
     def __init__(
         self,
-        metrics: Metrics,
+        telemetry: Telemetry,
         sessions: Sessions,
         scenes: HeldScenes,
         under_way: UnderWay,
@@ -131,7 +131,7 @@ class Teller:
         log: Logger,
         crops: Crops,
     ) -> None:
-        self._metrics, self._sessions, self._under_way = metrics, sessions, under_way
+        self._telemetry, self._sessions, self._under_way = telemetry, sessions, under_way
         self._scenes, self._crops = scenes, crops
         self._refusals, self._log = refusals, log
 
@@ -149,21 +149,19 @@ class Teller:
             self._answered(asked, computation, job, said)
         elif isinstance(said, Failed | BridgeError):
             said = said.error if isinstance(said, Failed) else said
-            self._refusals.note(said, computation.request_id, computation.frame_number)
+            self._refusals.note(
+                said, computation.request_id, computation.frame_number, computation.owner
+            )
             self._sessions.refused(job.bundle, computation.owner, said)
             self._under_way.end(asked.id, computation, None)
             computation.emit("refused", refused(said))
 
     def _accepted(self, asked: Asked, computation: Computation, job: Job, said: Accepted) -> None:
-        stages, computation.accepted = self._metrics.stages, said
-        stages["queue"].observe(said.queue_s)
-        stages["decode"].observe(said.decode_s)
-        stages["project"].observe(said.project_s)
-        stages["inject"].observe(said.inject_s)
+        computation.accepted = said
+        self._telemetry.accepted(said)
         computation.warnings = said.warnings
         computation.moments_score = said.moments_score
         for name in said.warnings:
-            self._metrics.warnings.labels(name).inc()
             self._log.warning(
                 name, request_id=job.request_id, session=job.session, frame=job.frame_number
             )
@@ -201,15 +199,11 @@ class Teller:
         )
 
     def _answered(self, asked: Asked, computation: Computation, job: Job, said: Answered) -> None:
-        metrics, timings = self._metrics, _timings_of(computation.accepted, said)
-        if not job.has_frame:
-            metrics.stages["queue"].observe(said.queue_s)
-            if isinstance(asked, Session) and not computation.distortion.ByteSize():
-                self.describe(computation, job.session)  # asked before its frame was accepted
-        metrics.stages["prefill"].observe(said.prefill_s)
-        metrics.stages["generate"].observe(said.generate_s)
-        metrics.generated_tokens.inc(said.tokens)
-        metrics.answers.labels(asked.bundle_id).inc()
+        timings = _timings_of(computation.accepted, said)
+        late = isinstance(asked, Session) and not job.has_frame
+        if late and not computation.distortion.ByteSize():
+            self.describe(computation, job.session)  # asked before its frame was accepted
+        self._telemetry.answered(asked.bundle_id, said, job.has_frame)
         computation.prompt_tokens = said.prompt_tokens
         answer = pb.Answer(
             text=said.text,
@@ -229,8 +223,7 @@ class Teller:
 
     def _finish(self, asked: Asked, computation: Computation, job: Job, answer: pb.Answer) -> None:
         """Send the answer, the last event of its computation."""
-        if answer.HasField("risk"):
-            self._metrics.risk.observe(answer.risk)
+        self._telemetry.risky(computation, answer.risk if answer.HasField("risk") else None)
         self._under_way.end(asked.id, computation, answer)
         if logs.level_is(logging.INFO):
             self._log.info(
@@ -268,13 +261,11 @@ class Teller:
                 if kind == "token" and of is not None:
                     of.left(one, kind)
                 elif kind == "answer" and of is not None:
-                    self.observe(one.answer)
+                    self._telemetry.sent(of, one.answer)
 
-    def observe(self, answer: pb.Answer) -> None:
+    def sent(self, computation: Computation, answer: pb.Answer) -> None:
         """Count the times of an answer that has left."""
-        timings = answer.timings
-        self._metrics.first_token_seconds.observe(timings.ttft_ms / 1e3)
-        self._metrics.answer_seconds.observe(timings.total_ms / 1e3)
+        self._telemetry.sent(computation, answer)
 
 
 def _timings_of(accepted: Accepted | None, said: Answered) -> pb.Timings:

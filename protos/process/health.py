@@ -1,7 +1,7 @@
 """A process's HTTP port: `/metrics`, `/healthz` (it is up), `/readyz` (it can work).
 
-It is `prometheus_client`'s server, on threads of its own. Strangers cannot exhaust it: both the
-number of connections and the time of each are limited.
+It is `prometheus_client`'s server, on threads of its own; `exposition.py` writes the page.
+Strangers cannot exhaust it: both the number of connections and the time of each are limited.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from protos.errors import BridgeError, ConfigError
 from protos.process import addresses
+from protos.process.exposition import Page
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment  # from Python 3.11 on
@@ -165,7 +166,7 @@ class _Handler(WSGIRequestHandler):
 def _pages(
     registry: CollectorRegistry, not_ready: Callable[[], str], may_see: Callable[[str], None]
 ) -> Callable[..., Any]:
-    metrics = make_wsgi_app(registry)
+    metrics = Page(registry)
 
     def page(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -174,8 +175,8 @@ def _pages(
                 may_see(environ.get("HTTP_AUTHORIZATION", ""))
             except BridgeError as error:
                 return _refused(error, start_response)
-            shown: Iterable[bytes] = metrics(environ, start_response)
-            return shown
+            if environ["REQUEST_METHOD"] == "GET":
+                return metrics(environ, start_response)
         status, text = "200 OK", "ok"
         if environ["REQUEST_METHOD"] != "GET":
             status, text = "405 Method Not Allowed", "use GET"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -154,13 +155,16 @@ class Collected(Collector):
         text: its description.
         unit: base unit; may be empty.
         labels: its labels.
+
+    Attributes:
+        names: of its labels.
     """
 
     def __init__(
         self, name: str, kind: str, text: str, unit: str, labels: tuple[Label, ...]
     ) -> None:
         self._name, self._kind, self._text, self._unit = name, kind, text, unit
-        self._labels = [label.name for label in labels]
+        self.names = [label.name for label in labels]
         self._most = number_of(labels)
         self._read: Callable[[], Iterable[tuple[Sequence[str], float]]] = tuple
 
@@ -173,19 +177,22 @@ class Collected(Collector):
         """
         self._read = read
 
+    def samples(self) -> Iterator[tuple[Sequence[str], float]]:
+        """Label values with their value."""
+        return islice(iter(self._read()), self._most)
+
+    def empty(self) -> Metric:
+        """The metric without samples."""
+        stem = self._name.removesuffix("_total") if self._kind == "counter" else self._name
+        return Metric(stem, self._text, self._kind, self._unit)
+
     def describe(self) -> Iterable[Metric]:
         """The metric without samples."""
-        return [self._empty()]
+        return [self.empty()]
 
     def collect(self) -> Iterator[Metric]:
         """The metric; Prometheus calls it in the thread of the metrics port."""
-        family, names = self._empty(), self._labels
-        for number, (values, value) in enumerate(self._read()):
-            if number >= self._most:
-                break
+        family, names = self.empty(), self.names
+        for values, value in self.samples():
             family.add_sample(self._name, dict(zip(names, values, strict=True)), value)
         yield family
-
-    def _empty(self) -> Metric:
-        stem = self._name.removesuffix("_total") if self._kind == "counter" else self._name
-        return Metric(stem, self._text, self._kind, self._unit)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from prometheus_client import CollectorRegistry
 
 from protos.distortion import Distortion
+from protos.process.exposition import Registry
 from protos.process.metric_kinds import Label
 from protos.process.metric_rows import FIDELITY, LINK, HistogramRow, Row
 
@@ -22,14 +23,33 @@ _TOKENS = (1, 2, 4, 8, 12, 16, 24, 36, 64, 128, 256, 1024)
 _UNFAMILIARITY = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 
 
-class MetricSet:
-    """The metrics of one half, in a registry of its own (so that tests may have many).
+class Table:
+    """Metrics, in a registry of their own (so that tests may have many).
 
     Attributes:
         prefix: in front of every name.
     """
 
     prefix: ClassVar[str]
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry if registry is not None else Registry()
+        for row in self.rows():
+            self.__dict__[row.attribute] = row.make(self.prefix, self.registry)
+
+    @classmethod
+    def rows(cls) -> list[Row[Any]]:
+        """The table: the rows of this class and those it is made of."""
+        return [
+            row
+            for part in reversed(cls.__mro__)
+            for row in vars(part).values()
+            if isinstance(row, Row)
+        ]
+
+
+class MetricSet(Table):
+    """The metrics of one half; those of frames are in both."""
 
     payload_bytes = HistogramRow(
         "payload_bytes", "bytes", "Payload of one frame", LINK, POINT, buckets=BYTES
@@ -65,21 +85,6 @@ class MetricSet:
         FIDELITY,
         buckets=_UNFAMILIARITY,
     )
-
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry if registry is not None else CollectorRegistry()
-        for row in self.rows():
-            self.__dict__[row.attribute] = row.make(self.prefix, self.registry)
-
-    @classmethod
-    def rows(cls) -> list[Row[Any]]:
-        """The table: the rows of this class and those it is made of."""
-        return [
-            row
-            for part in reversed(cls.__mro__)
-            for row in vars(part).values()
-            if isinstance(row, Row)
-        ]
 
     def observe_state(self, kept_tokens: int, distortion: Distortion) -> None:
         """Record how many tokens a frame keeps, and its distortion."""

@@ -15,11 +15,11 @@ from cloud_server.frontend.access.enrol import Enroller
 from cloud_server.frontend.access.open_calls import OpenCalls
 from cloud_server.frontend.access.strangers import Strangers
 from cloud_server.frontend.refuse import Refusals
+from cloud_server.frontend.telemetry import Telemetry
 from cloud_server.identity import certificates as made
 from cloud_server.identity.caller import Caller
 from cloud_server.identity.identify import Identities, Nobody, bearer_of
 from cloud_server.identity.tls import ServerTls, secrets_in_reach
-from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
 from cloud_server.state.directory import LiveDirectory
 from cloud_server.state.location import open_store
@@ -52,7 +52,7 @@ class Access:
 
     Args:
         settings: the directory, and whether identities are off (`--insecure`).
-        metrics: what is counted.
+        telemetry: counts refusals; with the service's metrics.
         log: a bound logger.
 
     Attributes:
@@ -68,10 +68,11 @@ class Access:
         StateError: the database cannot be used.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, log: Logger) -> None:
-        self._metrics, self._log = metrics, log
+    def __init__(self, settings: Settings, telemetry: Telemetry, log: Logger) -> None:
+        self._metrics, self._log = telemetry.metrics, log
+        metrics = telemetry.metrics
         self._few = Throttle(settings.log_burst, self._more, settings.log_interval_s)
-        self._refusals = Refusals(metrics, log, self._few)
+        self._refusals = Refusals(telemetry, log, self._few)
         self.strangers = Strangers(self._refusals, settings.request_arrival_s)
         self._tasks: list[asyncio.Task[None]] = []
         self._reminded_s = 0.0
