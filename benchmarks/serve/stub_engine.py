@@ -27,6 +27,7 @@ from cloud_server.engine.jobs import (
     TokenMade,
 )
 from cloud_server.engine.spawn import spawn_engine
+from cloud_server.engine.store import Name
 from cloud_server.frontend.service import Service, announce
 from cloud_server.settings import Settings, load
 from projector.bundle.load import Bundle
@@ -58,6 +59,9 @@ class StubEngine(Engine):
         self._jobs.append(job)
 
     def forget(self, session: str) -> None:
+        """See the base."""
+
+    def drop(self, name: Name, base: bool) -> None:
         """See the base."""
 
     def cancel(self, job: int, begun: bool) -> None:

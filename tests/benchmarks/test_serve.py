@@ -7,6 +7,7 @@ import pytest
 from benchmarks.serve.figures import figures, goodput_share, memory_growth
 from benchmarks.serve.ledger import Entry, judge
 from benchmarks.serve.load import Stretch
+from benchmarks.serve.stub_engine import StubEngine
 
 CALM = ["yes", "no"]
 
@@ -78,3 +79,7 @@ def test_memory_is_compared_between_a_sixth_of_the_soak_and_its_end() -> None:
     assert memory_growth({"soak": {"memory": samples}}) == pytest.approx(0.5)
     flat = [{"seconds": i, "front_end": 50, "engine": 300} for i in range(120)]
     assert memory_growth({"soak": {"memory": flat}}) == 0.0
+
+
+def test_the_engine_that_answers_at_once_is_a_whole_engine() -> None:
+    assert not StubEngine.__abstractmethods__
