@@ -122,9 +122,10 @@ def _run(args: argparse.Namespace) -> int:
     except ReaderGoneError:
         raise
     except Exception as error:
-        if remote.trial is None:
+        if remote.trial is not None:
+            remote.back(str(error) or type(error).__name__)
+        elif not isinstance(error, ConfigError) or not remote.doubt(str(error)):
             raise
-        remote.back(str(error) or type(error).__name__)
         if supervised():
             raise
         console.say(f"edge-agent: the service's settings do not work: {error}")

@@ -112,7 +112,7 @@ def rules_of(texts: Sequence[str], cameras: Sequence[str]) -> dict[str, list[Tri
         cameras: their names.
 
     Raises:
-        ConfigError: a text is no rule, or names no camera.
+        ConfigError: a text is no rule, or names no camera; or there is none.
     """
     found: dict[str, list[Trigger]] = {"": []}
     for text in texts:
@@ -122,6 +122,10 @@ def rules_of(texts: Sequence[str], cameras: Sequence[str]) -> dict[str, list[Tri
             hint = nearest(name, cameras) or f"; cameras: {', '.join(cameras) or 'none'}"
             raise ConfigError(f"trigger {text!r}: no camera is named {name!r}{hint}")
         found.setdefault(name, []).append(Trigger.parse(rule))
+    if texts and not cameras:
+        raise ConfigError(
+            "a trigger is for cameras, and no source is one: every picture is taken anyway"
+        )
     return {name: found.get(name, found[""]) for name in cameras}
 
 

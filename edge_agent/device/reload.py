@@ -15,9 +15,11 @@ from edge_agent.cameras.camera import Camera
 from edge_agent.cameras.mask import Mask
 from edge_agent.cameras.triggers import rules_of
 from edge_agent.device.notify import Notify
+from edge_agent.plan import choose_point
 from edge_agent.settings import Settings
+from edge_agent.sources import endless
 from edge_agent.sources.turns import Turns
-from protos.errors import BridgeError
+from protos.errors import BridgeError, ConfigError
 from protos.process import logs
 from protos.process.logs import Logger
 
@@ -71,7 +73,8 @@ class Reload:
         """Take over what can change; the log names the rest.
 
         Raises:
-            BridgeError: a mask or a trigger cannot be used; nothing was changed.
+            BridgeError: a mask or a trigger cannot be used, the service has no such point, or no
+                question is left; nothing was changed.
         """
         differ = {
             name
@@ -80,6 +83,7 @@ class Reload:
         }
         cameras = self._cameras()
         rules = rules_of(fresh.trigger, [camera.name for camera in cameras])
+        self._require_usable(fresh)
         live = {camera.name: camera for camera in cameras if camera.live}
         added = [mask for mask in fresh.mask if mask not in self.now.mask and _named(mask) in live]
         masks = {name: [*one.masks, *_regions(added, name)] for name, one in live.items()}
@@ -103,6 +107,15 @@ class Reload:
             self.log.warning(
                 "settings reloaded", changed=sorted(changed), need_restart=sorted(restart)
             )
+
+    def _require_usable(self, fresh: Settings) -> None:
+        """What would end the run at the next picture."""
+        session = self.agent.uplink.connection.latest
+        if session is not None and fresh.highest_point != self.now.highest_point:
+            changed = dataclasses.replace(self.agent.plan, highest_point=fresh.highest_point)
+            choose_point(changed, session)
+        if self.now.questions and not fresh.questions and endless(self.agent.source):
+            raise ConfigError("questions: none is left, and cameras bring none of their own")
 
     def _cameras(self) -> list[Camera]:
         source = self.agent.source

@@ -4,6 +4,10 @@ Settings that need a start of the agent are on trial until the service hears the
 with them. If it ends with an error before that, is started three times, or does not reach the
 service for half an hour, the settings before are in force again. A start is counted on the disk
 before anything is done with settings on trial.
+
+Settings in force may stop working too: what they name is gone, or they were taken live. If a run
+ends because settings make no sense, the next one is without the service's. If the service hears
+that one, they are taken back; if it ends as well, they were not to blame.
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from edge_agent.remote.overlay import Overlaid, overlaid
 from edge_agent.settings import Settings
@@ -25,6 +31,7 @@ FILE = "remote.json"
 MOST_STARTS = 3
 """Starts that settings on trial get."""
 _MOST_TEXT = 512
+_Revision = Annotated[int, Field(ge=0, le=1 << 53)]
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class OnTrial:
         starts: of the agent with them.
     """
 
-    revision: int
+    revision: _Revision
     values: dict[str, Any]
     order: str
     starts: int = 0
@@ -48,17 +55,21 @@ class OnTrial:
 class Failed:
     """Settings that did not work: the order that brought them, and why they do not."""
 
-    revision: int
+    revision: _Revision
     order: str
     cause: str
 
 
 @dataclass(frozen=True)
 class _State:
-    revision: int = 0
+    revision: _Revision = 0
     values: dict[str, Any] = field(default_factory=dict)
     trial: OnTrial | None = None
     failed: Failed | None = None
+    doubt: str = ""
+
+
+_KEPT = TypeAdapter(_State)
 
 
 class RemoteSettings:
@@ -88,7 +99,8 @@ class RemoteSettings:
     @property
     def failed(self) -> Failed | None:
         """The newest settings that did not work; None once others were taken."""
-        return self._state.failed
+        state = self._state
+        return Failed(state.revision, "", state.doubt) if state.doubt else state.failed
 
     @property
     def revision(self) -> int:
@@ -114,8 +126,8 @@ class RemoteSettings:
         Raises:
             ConfigError: the device's own cannot be used.
         """
-        trial = self._state.trial
-        self.shown = overlaid(self.own(), self._state.values if trial is None else trial.values)
+        trial, values = self._state.trial, {} if self._state.doubt else self._state.values
+        self.shown = overlaid(self.own(), values if trial is None else trial.values)
         return self.shown.settings
 
     def take(self, revision: int, values: Mapping[str, Any]) -> None:
@@ -136,11 +148,31 @@ class RemoteSettings:
         self._write(replace(self._state, trial=trial, failed=None))
 
     def confirm(self) -> OnTrial | None:
-        """Settings on trial work and are in force; returns them, or None without any."""
-        trial = self._state.trial
+        """Settings on trial work and are in force; returns them, or None without any.
+
+        Settings in doubt are taken back: the agent runs without them.
+        """
+        state, trial = self._state, self._state.trial
         if trial is not None:
             self._write(_State(trial.revision, trial.values))
+        elif state.doubt:
+            self._write(_State(failed=Failed(state.revision, "", state.doubt)))
         return trial
+
+    def doubt(self, cause: str) -> bool:
+        """A run with the settings in force ended, as settings make no sense.
+
+        Returns:
+            Whether to run without the service's settings next; if not, the fault is the device's.
+        """
+        doubted = not self._state.doubt and bool(self._state.values)
+        if not doubted and not self._state.doubt:
+            return False
+        try:
+            self._write(replace(self._state, doubt=short(cause) if doubted else ""))
+        except BridgeError:
+            return False
+        return doubted
 
     def back(self, cause: str) -> None:
         """The settings on trial do not work: those before are in force again."""
@@ -153,14 +185,16 @@ class RemoteSettings:
 
     def standing(self) -> bridge_pb2.Settings:
         """How the service's settings stand, for the service."""
-        failed = self._state.failed
+        failed = self.failed
         told = bridge_pb2.Settings(
-            revision=self._state.revision,
+            revision=0 if self._state.doubt else self._state.revision,
             tried=self._state.revision if failed is None else failed.revision,
         )
         if self.shown is not None and failed is None:
             for name, error in list(self.shown.refused.items())[:64]:
-                told.refused.add(name=name[:64], code=error.code, message=short(error.message))
+                told.refused.add(
+                    name=short(name, 64), code=error.code, message=short(error.message)
+                )
         if failed is not None:
             told.refused.add(name="all", code=0, message=short(failed.cause))
         return told
@@ -170,9 +204,9 @@ class RemoteSettings:
         state, shown = self._state, self.shown
         if state == _State():
             return None
-        trial, failed = state.trial, state.failed
+        trial, failed = state.trial, self.failed
         return {
-            "revision": state.revision,
+            "revision": 0 if state.doubt else state.revision,
             "taken": [] if shown is None else sorted(shown.taken),
             "refused": {}
             if shown is None
@@ -191,13 +225,9 @@ class RemoteSettings:
             if len(raw) > 4 * LONGEST_SETTINGS:
                 raise ValueError("too long")
             told = json.loads(raw)
-            trial, failed = told.pop("trial"), told.pop("failed")
-            return _State(
-                int(told["revision"]),
-                dict(told["values"]),
-                None if trial is None else OnTrial(**trial),
-                None if failed is None else Failed(**failed),
-            )
+            if not {"revision", "values", "trial", "failed"} <= told.keys():
+                raise ValueError("a part is missing")
+            return _KEPT.validate_python(told)
         except FileNotFoundError:
             return _State()
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -210,6 +240,6 @@ class RemoteSettings:
         self._state = state
 
 
-def short(text: str) -> str:
-    """A message within the bound of the protocol: 512 bytes."""
-    return text.encode()[:_MOST_TEXT].decode(errors="ignore").replace("\0", "")
+def short(text: str, most: int = _MOST_TEXT) -> str:
+    """A text as the service takes it: no more bytes than that, whatever was in a file's name."""
+    return text.encode(errors="replace")[:most].decode(errors="ignore").replace("\0", "")

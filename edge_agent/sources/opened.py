@@ -56,11 +56,7 @@ def open_sources(
     rules = rules_of(chosen.trigger, cameras)
     masks = _masks(chosen.mask, [name for name, _ in found if name])
     if len(found) == 1 and not found[0][0]:
-        if chosen.trigger:
-            raise ConfigError("--trigger is for cameras: this source gives every picture anyway")
         return found[0][1]
-    if chosen.trigger and not cameras:
-        raise ConfigError("--trigger is for cameras, and no source is one")
     members: list[Member] = []
     skipped: Counter[str] = Counter()
     broken: list[MaskError] = []
@@ -127,7 +123,7 @@ def _named(address: str) -> tuple[str, str]:
     if found is None or "://" not in address:
         return "", address
     if not NAME.fullmatch(found[2]):
-        raise ConfigError(f"source {shown(address)!r}: name must be {NAME_RULE}")
+        raise ConfigError(f"source {shown(address)!r}: {NAME_RULE}")
     head, tail = address[: found.start()], address[found.end() :]
     return found[2], head + (found[1] + tail if tail else "")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -80,6 +81,26 @@ def test_settings_that_cannot_be_read_change_nothing(tmp_path: Path) -> None:
     one.reload.read()
     assert one.lines[-1]["event"] == "settings not taken over"
     assert one.agent.questions == ("a ?",) and one.reload.now == one.before
+
+
+def test_what_would_end_the_run_at_the_next_picture_or_start_is_not_taken_over(
+    tmp_path: Path,
+) -> None:
+    camera = Camera(Address.parse("rtsp://127.0.0.1:1/x"), "gate")
+    one = Reloaded(tmp_path, (camera,), questions=["a ?"])
+    one.agent.uplink.connection.latest = None
+    before = one.reload.now
+    for values in ({"questions": []}, {"questions": ["a ?"], "trigger": ["yard: every=1s"]}):
+        assert one.take(**values)["event"] == "settings not taken over"
+    session = SimpleNamespace(points={"x4": MagicMock()}, advised="x4", rungs=())
+    one.agent.uplink.connection.latest = session
+    said = one.take(questions=["a ?"], highest_point="x99")
+    assert said["event"] == "settings not taken over" and "x4" in said["cause"]
+    assert one.take(questions=["a ?"], highest_point="x4")["changed"] == ["highest_point"]
+    without = Reloaded(tmp_path, questions=["a ?"])
+    said = without.take(questions=["a ?"], trigger=["every=1s"])
+    assert said["event"] == "settings not taken over" and "for cameras" in said["cause"]
+    assert without.reload.now.trigger == () and before.questions == ("a ?",)
 
 
 def test_a_mask_may_be_added_and_one_that_is_taken_away_stays(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from protos.remote import SETTABLE
 
 NEVER = {
     "mask", "source", "server", "server_name", "ca", "insecure", "proxy", "device_name",
+    "allow_crop", "crop_bytes", "crop_share",
     "state_dir", "slots", "update_keys", "spool", "spool_key", "guard", "guard_limit", "point",
     "picture_codec", "picture_quality", "picture_px", "remote", "output", "model", "metrics_host",
 }  # fmt: skip
@@ -175,12 +176,36 @@ def test_a_start_that_cannot_be_counted_is_none_with_a_trial(
         one.take(3, {})
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"revision": 1}', "null", '{"trial": 5}'])
+KEPT = {"revision": 1, "values": {}, "trial": None, "failed": None}
+DAMAGED = [
+    {"revision": -1},
+    {"revision": 1 << 60},
+    {"values": [["linger_ms", 9]]},
+    {"trial": {"revision": 2, "values": ["linger_ms"], "order": "ab"}},
+    {"trial": {"revision": 2, "values": {}, "order": "ab", "starts": "many"}},
+    {"failed": {"revision": 2, "order": "ab", "cause": 5}},
+]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"revision": 1}', "null", '{"trial": 5}']
+    + [json.dumps(KEPT | one) for one in DAMAGED],
+)
 def test_a_damaged_file_is_no_settings(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
     one = kept(tmp_path)
     one.start()
     assert one.read() == own() and one.revision == 0
+
+
+def test_a_setting_of_any_name_is_told_within_the_bounds_of_the_protocol(tmp_path: Path) -> None:
+    one = kept(tmp_path)
+    one.take(2, {"\ud800": 1, "字" * 90: 2, "linger_ms": 9})
+    one.read()
+    told = one.standing()
+    names = [each.name for each in told.refused]
+    assert names == ["?", "字" * 21]
 
 
 def test_a_run_that_ends_with_an_error_takes_settings_on_trial_back_at_once(
@@ -206,3 +231,47 @@ def test_a_run_that_ends_with_an_error_takes_settings_on_trial_back_at_once(
     told = json.loads((tmp_path / FILE).read_text())
     assert told["trial"] is None and "no such selector" in told["failed"]["cause"]
     assert cli.main(["run", "--state-dir", str(tmp_path)]) == ConfigError.exit_code, "its own fault"
+
+
+def test_settings_in_force_that_end_a_run_are_left_out_of_the_next_and_taken_back_if_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(tmp_path).take(4, {"linger_ms": 9})
+    seen: list[int] = []
+
+    def run(chosen: Settings, *_: Any) -> int:
+        seen.append(chosen.linger_ms)
+        if chosen.linger_ms:
+            raise ConfigError("point 'x99' is not one of the server's")
+        return 0
+
+    def again() -> None:
+        raise SystemExit(77)
+
+    monkeypatch.setattr(cli, "_run_once", run)
+    monkeypatch.setattr(cli, "exec_again", again)
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    argv = ["run", "--state-dir", str(tmp_path)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(argv)
+    assert ended.value.code == 77 and cli.main(argv) == 0 and seen == [9, 0]
+    one = kept(tmp_path)
+    one.read()
+    for _ in range(2):  # also once the service has heard it
+        told = one.standing()
+        assert (told.revision, told.tried) == (0, 4) and "x99" in told.refused[0].message
+        shown = one.stand()
+        assert shown is not None and "x99" in shown["taken_back"]["cause"]
+        one.confirm()
+    assert one.read().linger_ms == 0 and kept(tmp_path).read().linger_ms == 0
+    one.take(5, {"linger_ms": 3})
+    assert one.read().linger_ms == 3 and not one.standing().refused
+
+
+def test_settings_are_not_to_blame_for_a_run_that_ends_without_them_too(tmp_path: Path) -> None:
+    one = kept(tmp_path)
+    assert not one.doubt("no model"), "there are none"
+    one.take(4, {"linger_ms": 9})
+    assert one.doubt("no model") and kept(tmp_path).read().linger_ms == 0
+    assert not kept(tmp_path).doubt("no model")
+    assert kept(tmp_path).read().linger_ms == 9 and kept(tmp_path).failed is None
