@@ -8,15 +8,15 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AsyncExitStack, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from edge_agent import settings
 from edge_agent.agent import Agent
 from edge_agent.cascade import Cascade
+from edge_agent.device.beside import beside
 from edge_agent.device.pulse import WatchedModel
 from edge_agent.device.reload import Reload
 from edge_agent.device.upkeep import Upkeep
@@ -207,7 +207,8 @@ async def _drive(
 
     crops = None
     if chosen.allow_crop:
-        crops = Crops(chosen.crop_bytes, chosen.crop_memory_mib << 20, metrics, log)
+        held = chosen.crop_memory_mib << 20
+        crops = Crops(chosen.crop_bytes, chosen.crop_share, held, metrics, log)
 
     def make_uplink(keep: str = "") -> Uplink:
         return Uplink(
@@ -306,36 +307,20 @@ async def _drive(
         in_memory = None if outgoing is not None else uplink
         stop_on_signals(agent, log, upkeep.stopping, in_memory, remote)
         upkeep.ready(source.broken if isinstance(source, Turns) else str)
-        async with AsyncExitStack() as beside:
-            await beside.enter_async_context(_beside("upkeep", upkeep.beat(), log))
+        async with AsyncExitStack() as others:
+            await others.enter_async_context(beside("upkeep", upkeep.beat, log))
             if renewal is not None:
                 await renewal.before_connecting()
-                await beside.enter_async_context(_beside("renewal", renewal.run(), log))
+                await others.enter_async_context(beside("renewal", renewal.run, log))
             if updates is not None:
                 upkeep.updating = lambda: updates.shown
-                await beside.enter_async_context(_beside("updates", updates.run(), log))
+                await others.enter_async_context(beside("updates", updates.run, log))
             if attendance is not None:
-                await beside.enter_async_context(_beside("attendance", attendance.run(), log))
+                await others.enter_async_context(beside("attendance", attendance.run, log))
             summary = await agent.run()
         if renewal is not None and uplink.connection.session is not None:
             await renewal.turn()  # a short run may end before `renewal.run` looks
         return summary
-
-
-@asynccontextmanager
-async def _beside(
-    name: str, work: Coroutine[Any, Any, None], log: logs.Logger
-) -> AsyncIterator[None]:
-    """Work that goes on beside the run and ends with it; an end before that is logged."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(
-        lambda done: done.cancelled() or log.error(f"{name}_ended", cause=repr(done.exception()))
-    )
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 def _cascade(

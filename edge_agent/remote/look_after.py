@@ -10,7 +10,7 @@ from edge_agent.device.reload import Reload
 from edge_agent.device.upkeep import Upkeep
 from edge_agent.metrics import Metrics
 from edge_agent.remote.attend import Attendance
-from edge_agent.remote.kept import RemoteSettings
+from edge_agent.remote.kept import RemoteSettings, short
 from edge_agent.remote.order_book import OrderBook
 from edge_agent.remote.orders import Orders
 from edge_agent.settings import Settings
@@ -99,15 +99,17 @@ def _running(chosen: Settings, connection: Connection) -> list[bridge_pb2.Runnin
         )
     ]
     if chosen.model is not None:
-        found.append(bridge_pb2.Running(kind="model", name=chosen.model.name[:64], slot=named))
+        found.append(
+            bridge_pb2.Running(kind="model", name=short(chosen.model.name, 64), slot=named)
+        )
     session = connection.latest
     if session is not None:
         found.append(
             bridge_pb2.Running(
                 kind="bundle",
-                name=session.bundle_id[:64],
-                version=session.bundle_version[:64],
-                sha256=session.bundle_digest[:64],
+                name=short(session.bundle_id, 64),
+                version=short(session.bundle_version, 64),
+                sha256=short(session.bundle_digest, 64),
             )
         )
     return found

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from protos.errors import BridgeError, NotAllowedHereError
+from edge_agent.remote.kept import short
+from protos.errors import BridgeError, ConflictError, NotAllowedHereError
 from protos.neuralbridge.v1 import bridge_pb2
 from protos.process.files import write_file, writing
 
@@ -59,7 +60,10 @@ class OrderBook:
 
         Raises:
             DiskFullError, ConfigError: it cannot be remembered, so it must not be carried out.
+            ConflictError: as many orders are begun, or ended and not told of.
         """
+        if sum(not (one.outcome and one.told) for one in self._orders.values()) >= _MOST:
+            raise ConflictError(f"the service knows of none of the last {_MOST} orders")
         self._orders[id] = Known(id, kind)
         ended = [one.id for one in self._orders.values() if one.outcome and one.told]
         for old in ended[: max(0, len(self._orders) - _MOST)]:
@@ -135,7 +139,7 @@ def refused(id: str, error: BridgeError) -> bridge_pb2.Outcome:
     told = bridge_pb2.Refused(
         code=error.code,
         name=error.name,
-        message=error.message.encode()[:512].decode(errors="ignore"),
+        message=short(error.message),
     )
     return bridge_pb2.Outcome(order_id=bytes.fromhex(id), refused=told)
 

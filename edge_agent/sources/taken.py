@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Collection
 from pathlib import Path
@@ -31,7 +32,7 @@ class TakenFiles:
     """
 
     def __init__(self, folder: Path, of: Path) -> None:
-        name = hashlib.sha256(str(of.absolute()).encode()).hexdigest()[:16]
+        name = hashlib.sha256(os.fsencode(of.absolute())).hexdigest()[:16]
         self._file = folder / f"{name}.jsonl"
         self._lines, self._lock = 0, threading.Lock()
         self.marks: dict[str, Mark] = {}

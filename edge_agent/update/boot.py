@@ -139,19 +139,21 @@ class Slots:
             state = BootState(
                 good=plain["good"],
                 trial=None if trial is None else Trial(**trial),
-                history=tuple(plain["history"]),
+                history=tuple(filter(_is_event, plain["history"])),
                 format=plain["format"],
             )
         except (KeyError, TypeError):
             return None
-        names = {state.good, state.wanted}
-        return state if state.format == 1 and names <= set(NAMES) else None
+        known = state.format == 1 and state.good in NAMES and state.wanted in NAMES
+        return (
+            state if known and (state.trial is None or _is_like(state.trial, Trial(""))) else None
+        )
 
     def slot(self, name: str) -> Slot | None:
         """Read a slot; None if it is missing, or one of its parts is."""
         try:
             slot = Slot(**_read(self.folders / name / "slot.json"))
-            whole = all(
+            whole = _is_like(slot, Slot("", 0, "", "", {})) and all(
                 (self.folders / name / kind).resolve() == (self.root / "parts" / part).resolve()
                 and (self.root / "parts" / part).is_dir()
                 for kind, part in slot.parts.items()
@@ -203,11 +205,8 @@ class Slots:
 
     def drop_unused_parts(self) -> None:
         """Remove the parts that no slot names."""
-        used = {
-            part
-            for name in NAMES
-            for part in dict(_read(self.folders / name / "slot.json").get("parts") or {}).values()
-        }
+        parts = [_read(self.folders / name / "slot.json").get("parts") for name in NAMES]
+        used = {str(part) for one in parts if isinstance(one, dict) for part in one.values()}
         for part in (self.root / "parts").glob("*"):
             if part.name not in used:
                 shutil.rmtree(part, ignore_errors=True)
@@ -343,6 +342,22 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return plain if isinstance(plain, dict) else {}
+
+
+def _is_event(read: object) -> bool:
+    """Whether this is one event of the history."""
+    if not isinstance(read, dict):
+        return False
+    return isinstance(read.get("event"), str) and isinstance(read.get("unix_s", 0), int)
+
+
+def _is_like(read: Slot | Trial, one: Slot | Trial) -> bool:
+    """Whether what was read has fields of the same types as another one."""
+    types = {name: type(value) for name, value in asdict(one).items()}
+    return all(
+        isinstance(value, types[name]) or (types[name] is float and isinstance(value, int))
+        for name, value in asdict(read).items()
+    )
 
 
 def _write(path: Path, plain: Mapping[str, Any]) -> None:

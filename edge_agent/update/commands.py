@@ -158,7 +158,7 @@ def _table(found: dict[str, Any]) -> str:
             words.append(f"on trial, started {found['trial']['starts']} times")
         lines.append(", ".join(words))
     for event in found["history"][-5:]:
-        when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(event["unix_s"]))
+        when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(event.get("unix_s", 0)))
         cause = f" ({event['cause']})" if event.get("cause") else ""
         lines.append(f"{when} UTC  number {event.get('number', '?')} {event['event']}{cause}")
     return "\n".join(lines)

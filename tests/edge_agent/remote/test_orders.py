@@ -271,3 +271,15 @@ async def test_the_book_is_bounded(tmp_path: Path) -> None:
         device.orders.book.told(asked.id.hex())
     assert len(device.orders.book.carried_out()) <= 64
     assert device.orders.book.carried_out()[0] == asked.id
+
+
+@on_loop
+async def test_orders_whose_ends_the_service_does_not_take_are_bounded_too(tmp_path: Path) -> None:
+    device = Device(tmp_path)
+    every = [order(capture=pb.TakePicture()) for _ in range(70)]
+    for one in every:
+        await device.take(one)
+    assert len(device.captured) == len(device.told()) == 64
+    device.orders.book.told(every[0].id.hex())
+    await device.take(every[69])
+    assert len(device.captured) == 65, "once the service knows of one, the next is carried out"

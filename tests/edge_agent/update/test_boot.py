@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.update import boot
+from edge_agent.update import boot, commands, told
 from edge_agent.update.boot import HEALTHY_FRAMES, MOST_STARTS, TRIAL_S, Slot, Slots
 
 BOOT = "this boot"
@@ -139,6 +139,34 @@ def test_damage_never_stops_the_agent(slots: Slots, at: str, damage: str) -> Non
     boot.start(slots)
     assert running(slots) == (2 if at == "boot.json" else 1)
     assert slots.state() is not None
+
+
+@pytest.mark.parametrize(
+    ("at", "change"),
+    [
+        ("boot.json", {"good": ["a"]}),
+        ("boot.json", {"trial": {"slot": "b", "starts": "3"}}),
+        ("boot.json", {"trial": {"slot": {}}}),
+        ("boot.json", {"history": [5, None, {"event": 3}, {"unix_s": 4}]}),
+        ("slots/b/slot.json", {"number": "2"}),
+        ("slots/b/slot.json", {"parts": ["agent"]}),
+        ("slots/b/slot.json", {"parts": {"agent": 5}}),
+        ("slots/b/slot.json", {"parts": "agent"}),
+    ],
+)
+def test_values_of_another_type_are_damage_too(
+    slots: Slots, at: str, change: dict[str, Any]
+) -> None:
+    boot.adopt(slots, slot(slots, 2))
+    path = slots.root / at
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    boot.start(slots)
+    judged(slots, 1.0)
+    slots.drop_unused_parts()
+    state = slots.state()
+    assert state is not None and running(slots) == (1 if "slot.json" in at else 2)
+    commands.status(slots)
+    told.here(slots, slots.root / "none")
 
 
 def test_a_part_that_is_gone_sends_back(slots: Slots) -> None:
