@@ -30,6 +30,7 @@ from protos.errors import BridgeError, FrameMalformedError, MissingError, StateE
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.process.folders import open_file
 from protos.process.logs import Logger
+from protos.update import MAX_BYTES
 
 _TURN_S = 15.0
 _CHUNK_BYTES = 256 * 1024
@@ -121,7 +122,7 @@ class Updates:
             path = await self._in_turn(lambda: self._file(caller, request.digest))
         except BridgeError as error:
             await self._refusals.abort(context, error, "FetchUpdate")
-        at = request.offset
+        at = min(request.offset, MAX_BYTES)
         end = at + min(request.length, _MOST_BYTES)
         while True:
             count = min(_CHUNK_BYTES, end - at)
@@ -168,7 +169,8 @@ class Updates:
         """
         if self._store is not None and self._directory is not None and caller.kind == "device":
             with self._store.read() as session:
-                if update_offers.may_fetch(session, caller.tenant, caller.name, digest[:64]):
+                known = _DIGEST.fullmatch(digest)
+                if known and update_offers.may_fetch(session, caller.tenant, caller.name, digest):
                     return file_of(self._directory, digest)
         raise MissingError("no such update is offered to this device now: call CheckUpdate")
 

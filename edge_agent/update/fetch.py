@@ -29,6 +29,10 @@ _LOOK_S = 0.05
 _SPARE_BYTES = 64 << 20
 
 
+class NotNowError(Exception):
+    """No part may be fetched now; what has arrived stays."""
+
+
 @dataclass
 class Fetch:
     """Fetches updates into a folder.
@@ -41,6 +45,7 @@ class Fetch:
         clock: seconds, monotonic.
         sleep: waits that many seconds.
         told: called with the bytes that are there.
+        allowed: whether parts may be fetched now; asked before each.
     """
 
     folder: Path
@@ -50,6 +55,7 @@ class Fetch:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     told: Callable[[int], None] = lambda _: None
+    allowed: Callable[[], bool] = lambda: True
 
     def part_of(self, digest: str) -> Path:
         """The file that an update grows in."""
@@ -66,6 +72,7 @@ class Fetch:
         Raises:
             DiskFullError: there is no room.
             FrameMalformedError: the service sends something else than it said.
+            NotNowError: no part may be fetched any more.
             BridgeError: the service's refusal, typed; OfflineError if nobody answers.
         """
         if not 0 < size <= MAX_BYTES:
@@ -89,6 +96,8 @@ class Fetch:
             self.told(at)
             while at < size:
                 await self._gap()
+                if not self.allowed():
+                    raise NotNowError
                 began = self.clock()
                 data = await self._part(stub, digest, at, min(wanted, size - at), size)
                 took = self.clock() - began

@@ -26,7 +26,7 @@ from edge_agent.metrics import Metrics
 from edge_agent.update import told
 from edge_agent.update.boot import Slots
 from edge_agent.update.device import Platform
-from edge_agent.update.fetch import Fetch
+from edge_agent.update.fetch import Fetch, NotNowError
 from edge_agent.update.settings import UpdateSettings
 from edge_agent.update.told import FETCHED, WAITING, Here, Stand
 from edge_agent.uplink.call_errors import error_of
@@ -51,6 +51,10 @@ from protos.update import SUFFIX
 FOLDER = "updates"
 """Folder of fetched updates in the state directory."""
 WAITS, REFUSED = "waiting.json", "refused.json"
+HOURS = "hours"
+"""Why an update waits: it is outside the hours that the owner allows."""
+MOST_NUMBER = 1 << 53
+"""Numbers of updates are below this."""
 _CLOCK_SET_S = 1_600_000_000.0
 _FIRST_S = 60.0
 _PAUSE_S, _LONGEST_PAUSE_S = 30.0, 900.0
@@ -130,8 +134,9 @@ class FromService:
     async def turn(self) -> float:
         """Ask once, and take what is offered; returns the seconds until the next time."""
         try:
-            async with self.dial() as channel:
-                done = await self._turn(channel)
+            with writing(self.folder):
+                async with self.dial() as channel:
+                    done = await self._turn(channel)
         except BridgeError as error:
             self._pause_s = min(max(_PAUSE_S, 2 * self._pause_s), _LONGEST_PAUSE_S)
             self.metrics.update_failures.labels(error.name).inc()
@@ -176,8 +181,10 @@ class FromService:
             raise error_of(error) from error
         if not reply.digest:
             return here, None
-        if not _DIGEST.fullmatch(reply.digest):
-            raise FrameMalformedError(f"the service offers the update {reply.digest[:80]!r}")
+        if not _DIGEST.fullmatch(reply.digest) or not 0 < reply.number < MOST_NUMBER:
+            raise FrameMalformedError(
+                f"the service offers the update {reply.digest[:80]!r}, number {reply.number}"
+            )
         return here, Offered(
             reply.digest, reply.number, reply.version[:64], reply.size_bytes, reply.older
         )
@@ -211,6 +218,8 @@ class FromService:
             return await self._wait(channel, offered, why)
         try:
             await self._take(channel, offered)
+        except NotNowError:
+            return await self._wait(channel, offered, HOURS)
         except DiskFullError as error:
             self.log.warning("update_waits", number=offered.number, cause=str(error))
             return await self._wait(channel, offered, error.name)
@@ -236,6 +245,7 @@ class FromService:
                 self.timeout_s,
                 sleep=self.sleep,
                 told=lambda at: self._show(offered, "fetching", at),
+                allowed=lambda: _within(self.settings.update_hours, self.now()),
             )
             resumed = fetch.part_of(offered.digest).exists()
             try:
@@ -297,7 +307,7 @@ class FromService:
         if not self.settings.update_keys.is_file():
             return "no_keys"
         if not _within(self.settings.update_hours, self.now()):
-            return "hours"
+            return HOURS
         return ""
 
     # ------------------------------------------------------------------ the disk

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edge_agent.update import told
 from edge_agent.update.boot import Slots
-from edge_agent.update.from_service import FOLDER, WAITS
+from edge_agent.update.from_service import FOLDER, MOST_NUMBER, WAITS
 from edge_agent.update.install import install
 from edge_agent.update.settings import UpdateSettings
 from projector.bundle.keys import TrustedKeys
@@ -18,8 +18,6 @@ from projector.bundle.update import open_update
 from protos.errors import BridgeError, NotAllowedHereError, UpdateError
 from protos.process.files import writing
 from protos.update import SUFFIX
-
-_MOST_NUMBER = 1 << 53
 
 
 def install_waiting(chosen: UpdateSettings, state: Path) -> str:
@@ -39,7 +37,7 @@ def install_waiting(chosen: UpdateSettings, state: Path) -> str:
     version = str(waits.get("version"))[:64]
     if not isinstance(digest, str) or len(digest) != 64 or digest.strip("0123456789abcdef"):
         return ""
-    if not isinstance(number, int) or not 0 < number < _MOST_NUMBER:
+    if not isinstance(number, int) or not 0 < number < MOST_NUMBER:
         return ""
     here = told.here(slots, state / "none")
     if here is None:

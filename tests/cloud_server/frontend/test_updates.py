@@ -93,6 +93,9 @@ async def test_an_update_reaches_the_device_that_it_is_offered_to_in_parts(
         assert await part(mine, digest, 1000, 10) == whole[1000:1010]
         assert await part(mine, digest, len(whole) - 5, 10) == whole[-5:]
         assert await part(mine, digest, len(whole)) == await part(mine, digest, 1 << 60) == b""
+        assert await part(mine, digest, (1 << 64) - 1, (1 << 64) - 1) == b""
+        longer = pb.FetchUpdateRequest(digest=f"{digest}/../{digest}")
+        assert await ending(mine.FetchUpdate(longer)) == never
 
         # An operator pauses it while a device fetches it; its next part is refused.
         with store.write("test", quiet=True) as tx:

@@ -341,6 +341,47 @@ async def test_the_owner_says_whether_and_when(tmp_path: Path) -> None:
 
 
 @on_loop
+async def test_fetching_stops_at_the_end_of_the_hours_and_goes_on_in_the_next_ones(
+    tmp_path: Path,
+) -> None:
+    place = Place(tmp_path)
+    async with place as device:
+        digest = device.offer(place.key)
+        hour = time.localtime().tm_hour
+        hours = {"update_hours": f"{hour}-{(hour + 1) % 24}"}
+        device.agent.settings = device.settings.model_copy(update=hours)
+        begun = time.time()
+        device.agent.now = lambda: begun + 3600.0 * (len(device.service.parts) > 1)
+        await device.agent.turn()
+        first = device.service.parts
+        assert device.service.told == {digest: "waiting hours"} and not device.waits
+        assert len(first) == 2 and "update_failures" not in str(device.log.calls)
+        device.agent.now = lambda: begun
+        await device.agent.turn()
+        assert device.waits and device.service.parts[2][0] == sum(first[1])
+
+
+@on_loop
+async def test_a_disk_that_errs_while_an_update_is_fetched_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path)
+    async with place as device:
+        device.offer(place.key)
+
+        def broken(*_: Any) -> None:
+            raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(from_service.os, "fsync", broken)
+            assert await device.agent.turn() <= 30.0
+        (call,) = [call for call in device.log.calls if call.args == ("update_not_taken",)]
+        assert "Input/output error" in call.kwargs["cause"]
+        await device.agent.turn()
+        assert device.waits
+
+
+@on_loop
 async def test_an_older_one_only_where_the_owner_allows_it(tmp_path: Path) -> None:
     place = Place(tmp_path)
     async with place as device:
@@ -388,7 +429,7 @@ async def test_a_service_that_errs_harms_nothing(tmp_path: Path) -> None:
         assert offered is not None
         for change in (
             {"digest": "../../x"}, {"size_bytes": 0}, {"size_bytes": 1 << 40},
-            {"size_bytes": len(device.service.blob) + 1},
+            {"size_bytes": len(device.service.blob) + 1}, {"number": 0}, {"number": 1 << 60},
         ):  # fmt: skip
             device.service.offered = pb.CheckUpdateResponse()
             device.service.offered.CopyFrom(offered)
