@@ -370,6 +370,12 @@ class Settings(UpdateSettings):
     crop_bytes: int = Field(
         16 << 10, ge=64, le=MOST_CROP_BYTES, description="longest file of a crop, in bytes"
     )
+    crop_share: float = Field(
+        0.75,
+        gt=0.0,
+        le=1.0,
+        description="largest share of the picture's width, and of its height, in a crop",
+    )
     crop_memory_mib: int = Field(
         64,
         ge=1,

@@ -16,8 +16,8 @@ from PIL import Image
 from edge_agent.metrics import Metrics
 from edge_agent.uplink.stream import Stream
 from projector.models.pictures import as_rgb
-from protos.crop import Box, seal_crop
-from protos.errors import BridgeError
+from protos.crop import THOUSAND, Box, seal_crop
+from protos.errors import BridgeError, NotAllowedHereError
 from protos.neuralbridge.v1 import bridge_pb2
 from protos.process.logs import Logger
 
@@ -32,6 +32,7 @@ class Crops:
 
     Args:
         most_bytes: longest file that is sent.
+        most_share: largest share of a picture's width, and of its height, that is sent.
         memory_bytes: bound for the pictures held; the oldest go first.
         metrics: what is counted.
         log: structured logger.
@@ -40,12 +41,15 @@ class Crops:
         most_bytes: as given.
     """
 
-    def __init__(self, most_bytes: int, memory_bytes: int, metrics: Metrics, log: Logger) -> None:
-        self.most_bytes = most_bytes
+    def __init__(
+        self, most_bytes: int, most_share: float, memory_bytes: int, metrics: Metrics, log: Logger
+    ) -> None:
+        self.most_bytes, self._most_share = most_bytes, most_share
         self._memory_bytes, self._metrics, self._log = memory_bytes, metrics, log
         self._held: OrderedDict[bytes, Image.Image] = OrderedDict()
         self._uses: Counter[int] = Counter()
         self._sent: dict[bytes, int] = {}
+        self._asked: dict[bytes, Box] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.bytes = 0
 
@@ -88,8 +92,9 @@ class Crops:
             most = min(self.most_bytes, wanted.max_bytes)
             try:
                 box = Box(wanted.left, wanted.top, wanted.right, wanted.bottom)
+                self._require_consent(event.request_id, box)
                 file = await asyncio.to_thread(crop_file, picture, box, most)
-            except BridgeError as error:
+            except (BridgeError, OSError, ValueError, MemoryError) as error:
                 self._log.warning("crop_not_sent", cause=str(error))
         message = seal_crop(stream.session.constants, event.request_id, file)
         try:
@@ -104,7 +109,24 @@ class Crops:
             if event.request_id in self._held:
                 self._sent[event.request_id] = len(file)
 
+    def _require_consent(self, request_id: bytes, box: Box) -> None:
+        """Check a part against what this device's owner allows, whatever the service's own limits.
+
+        Raises:
+            NotAllowedHereError: it is too large, or another part of the picture was asked for
+                before: pieces that the whole could be put together from.
+        """
+        share = max(box.right - box.left, box.bottom - box.top) / THOUSAND
+        if share > self._most_share:
+            raise NotAllowedHereError(
+                f"the service asks for {share:.0%} of the picture's width or height, this device "
+                f"allows {self._most_share:.0%} (crop_share)"
+            )
+        if self._asked.setdefault(request_id, box) != box:
+            raise NotAllowedHereError("the service asks for a second part of one picture")
+
     def _let_go(self, request_id: bytes) -> None:
+        self._asked.pop(request_id, None)
         picture = self._held.pop(request_id)
         self._uses[id(picture)] -= 1
         if not self._uses[id(picture)]:

@@ -90,7 +90,7 @@ def test_as_a_picture_that_shows_nothing_once_it_is_masked(tmp_path: Path) -> No
 def test_as_a_crop(tmp_path: Path, box: tuple[int, int, int, int]) -> None:
     left, top, right, bottom = box
     wanted = pb.CropWanted(left=left, top=top, right=right, bottom=bottom, max_bytes=1 << 16)
-    crops = Crops(1 << 16, 1 << 20, Metrics(), logs.configure("error"))
+    crops = Crops(1 << 16, 1.0, 1 << 20, Metrics(), logs.configure("error"))
     run = over(tmp_path, busy(), crop=wanted, crops=crops)
     assert run().answered == 1
     (record,) = run.records

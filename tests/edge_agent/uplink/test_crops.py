@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +21,11 @@ from tests.edge_agent.uplink.traffic import bridge, deliver_all, requests, run
 from tests.fakes.fake_edge import fake_uplink
 
 pytestmark = pytest.mark.usefixtures("connections")
-WANTED = pb.CropWanted(left=0, top=0, right=500, bottom=1000, max_bytes=4000)
+WANTED = pb.CropWanted(left=0, top=0, right=500, bottom=700, max_bytes=4000)
 
 
 def _crops(memory_bytes: int = 1 << 20, most_bytes: int = 3000) -> Crops:
-    return Crops(most_bytes, memory_bytes, Metrics(), logs.configure("error"))
+    return Crops(most_bytes, 0.75, memory_bytes, Metrics(), logs.configure("error"))
 
 
 def test_the_crop_that_was_asked_for_goes_up_and_its_picture_is_let_go(tmp_path: Path) -> None:
@@ -37,7 +40,7 @@ def test_the_crop_that_was_asked_for_goes_up_and_its_picture_is_let_go(tmp_path:
                 file = served.crops[outcome.request_id].result()
                 assert outcome.crop_bytes == len(file) > 0
                 came = Image.open(io.BytesIO(file))
-                assert came.size == (5, 9)
+                assert came.size == (5, 6)
                 assert np.abs(np.asarray(came.convert("RGB")) - [index, 2, 3]).max() <= 8
             assert crops.bytes == 0
             await uplink.close()
@@ -66,6 +69,42 @@ def test_a_picture_that_is_no_longer_held_is_said_to_be_gone(tmp_path: Path) -> 
             assert outcome.answer is not None and outcome.answer.fallback == ""
             assert outcome.crop_bytes == 0
             await uplink.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("right", [751, 1000])
+def test_a_part_larger_than_the_owner_allows_stays_here(tmp_path: Path, right: int) -> None:
+    async def test() -> None:
+        wanted = pb.CropWanted(left=0, top=0, right=right, bottom=10, max_bytes=4000)
+        async with bridge(crop=wanted) as served:
+            uplink = fake_uplink(served.dial, tmp_path, crops=_crops())
+            (outcome,) = await deliver_all(uplink, requests(1))
+            assert served.crops[outcome.request_id].result() == b""
+            await uplink.close()
+
+    run(test)
+
+
+def test_a_picture_cannot_be_fetched_in_pieces() -> None:
+    async def test() -> None:
+        crops, sent = _crops(), list[pb.InferRequest]()
+
+        async def write(message: pb.InferRequest) -> None:
+            sent.append(message)
+
+        session = SimpleNamespace(constants=bytes(32))
+        call = SimpleNamespace(write=write)
+        stream: Any = SimpleNamespace(session=session, writing=asyncio.Lock(), call=call)
+        picture = Image.new("RGB", (40, 40))
+        for id in (b"12345678", b"another0"):
+            crops.hold(id, picture)
+            for left in (0, 0, 500):
+                part = pb.CropWanted(left=left, top=0, right=left + 500, bottom=700, max_bytes=4000)
+                await crops._answer(stream, pb.InferEvent(request_id=id, crop_wanted=part))
+            crops.end(id)
+        assert [bool(one.crop.picture) for one in sent] == [True, True, False] * 2
+        assert not crops._asked
 
     run(test)
 
