@@ -15,6 +15,7 @@ from protos.process.nearest import nearest
 
 _HIDDEN = "***"
 _SECRET = re.compile(r"\b([a-z][a-z0-9+.-]*://)\S*@", re.IGNORECASE)
+_HOST = re.compile(r"(?:\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[^\[\]:#\s]+)(?::([0-9]{1,5}))?")
 _LOCAL = re.compile(r"^(folder|file|v4l2|csi|yard):")
 
 
@@ -25,13 +26,13 @@ def shown(address: str) -> str:
 
 def _name(text: str) -> str:
     if not NAME.fullmatch(text):
-        raise ValueError(NAME_RULE)
+        raise ValueError(NAME_RULE.removeprefix("a name has "))
     return text
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and low <= int(text[:9]) <= high):
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= high):
             raise ValueError(f"a whole number from {low} to {high}")
         return int(text)
 
@@ -126,10 +127,17 @@ class Address:
             place += "?" + passed
         if family in ("csi", "v4l2", "file"):
             place = unquote(place)
-        if not place or place.startswith("?"):
+        if not place or place.startswith("?") or "\0" in place:
             example = {"csi": "csi://0", "rtsp": "rtsp://camera.example/stream"}
             hint = example.get(family, f"{family}:///path")
             raise SourceError(f"source {shown(uri)!r} names no camera: write {hint}")
+        if family == "rtsp" and not _is_host(place.partition("/")[0].rpartition("@")[2]):
+            raise SourceError(
+                f"source {shown(uri)!r}: write a host or an address after rtsp://, and after a "
+                "colon a port from 1 to 65535; percent-encode /, ?, # and @ in a password"
+            )
+        if family == "csi" and not (place.isascii() and place.isdigit()):
+            raise SourceError(f"source {shown(uri)!r}: the camera is a number, as in csi://0")
         return cls(scheme, place, shown(uri), options)
 
     @property
@@ -145,6 +153,12 @@ class Address:
                 for form in {secret, unquote(secret)}:
                     text = text.replace(form, _HIDDEN) if form else text
         return shown(text)
+
+
+def _is_host(text: str) -> bool:
+    """Whether a text is a host, perhaps with a port."""
+    found = _HOST.fullmatch(text)
+    return found is not None and (found[1] is None or 0 < int(found[1]) < 1 << 16)
 
 
 def options_of(scheme: str, query: str, where: str) -> tuple[dict[str, Any], str]:

@@ -169,6 +169,8 @@ def open_source(uri: str) -> Folder | WatchedFolder:
     plain = not uri.startswith("folder:")
     text = uri.removeprefix("folder:").removeprefix("//")
     place, mark, query = text.partition("?")
+    if not place or "\0" in unquote(place):  # an empty path would be the current folder
+        raise SourceError(f"source {uri!r} names no folder: write a path, or folder:///path")
     path = expanded(Path(text if plain else unquote(text)))
     if not mark or path.exists():  # a question mark may be part of a name
         return Folder.from_path(path)

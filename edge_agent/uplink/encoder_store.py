@@ -20,6 +20,7 @@ from edge_agent.uplink.part_file import PartFile
 from projector.codec.file_format import MAX_BYTES
 from protos.errors import BundleCorruptError, ConfigError, DiskFullError
 from protos.process.files import NO_ROOM, drop_drafts, expanded, write_file
+from protos.process.folders import open_file
 
 _NO_ROOM = (*NO_ROOM, errno.EROFS, errno.EIO)
 _KEPT = 8
@@ -52,10 +53,9 @@ class EncoderStore:
         if self.directory is None:
             return self._held.get(digest)
         path = self._path(self.directory, digest)
-        if not path.is_file():  # reading a pipe would block
-            return None
         try:
-            blob = path.read_bytes()
+            with open_file(path) as file:
+                blob = file.read(MAX_BYTES + 1)
         except OSError:
             return None
         if hashlib.sha256(blob).hexdigest() != digest:

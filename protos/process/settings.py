@@ -225,7 +225,8 @@ def load(
 
 def _toml(cls: type[TypedSettings], path: Path | None) -> TomlConfigSettingsSource:
     if path is not None and not path.is_file():  # the library would read it as empty
-        raise ConfigError(f"{path}: cannot be read: there is no such file")
+        why = "it is no file" if path.exists() else "there is no such file"
+        raise ConfigError(f"{path}: cannot be read: {why}")
     try:
         return _Toml(cls, path)
     except OSError as error:

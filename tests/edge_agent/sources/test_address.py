@@ -49,6 +49,14 @@ def test_parameters_of_a_makers_own_reach_the_camera() -> None:
         ("v4l2:", "names no camera"),
         ("rtsp://?fps=1", "names no camera"),
         ("rtsp://u:sesame@cam/live?fsp=1", r"\*\*\*@cam"),
+        ("rtsp://u:sesame@/live", "a host or an address"),
+        ("rtsp://cam:99999/live", "a port from 1"),
+        ("rtsp://cam:0/live", "a port from 1"),
+        ("rtsp://[::1/live", "a host or an address"),
+        ("rtsp://sesame#/me@cam/live", "percent-encode"),
+        ("v4l2:///dev/vid%00eo0", "names no camera"),
+        ("csi://x", "the camera is a number"),
+        ("csi://0?width=0000000640999", "from 16 to 16384"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_what_to_write(uri: str, says: str) -> None:
@@ -63,6 +71,7 @@ def test_what_cannot_be_used_is_refused_with_what_to_write(uri: str, says: str) 
         "rtsp://admin:sesame@10.0.0.7:554/s1",
         "RTSP://admin:sesame@cam/s",
         "rtsp://admin:ses@me@cam/live",
+        "rtsp://admin:s[es@cam/live",
         "rtsp://admin:sesame/me?x@cam/live",
         "rtps://admin:sesame@cam/live",
     ],
@@ -79,3 +88,18 @@ def test_a_decoders_message_is_scrubbed_of_every_form_of_the_password() -> None:
     address = Address.parse("rtsp://admin:pass%2Fword@cam/live")
     said = address.scrub("401 for admin:pass/word, sent pass%2Fword to rtsp://admin:pass/word@cam")
     assert "pass" not in said and "401 for" in said
+
+
+@pytest.mark.parametrize(
+    "host", ["cam", "10.0.0.7:554", "[fe80::1%eth0]:8554", "u:p@ss[1@cam.local"]
+)
+def test_hosts_in_every_usual_form_are_taken(host: str) -> None:
+    assert Address.parse(f"rtsp://{host}/live").url == f"rtsp://{host}/live"
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "folder:", "folder://", "folder://?watch=1", "folder:///a%00b"]
+)
+def test_an_empty_address_is_not_the_current_folder(uri: str) -> None:
+    with pytest.raises(SourceError, match="names no folder"):
+        open_source(uri)
