@@ -17,7 +17,7 @@ from protos.process.metric_rows import (
 from protos.process.metrics import BUNDLE, MetricSet
 
 ENROLMENTS = ("enrolled", "renewed", "refused")
-REPORTS = ("crash", "log", "done", "refused")
+REPORTS = ("crash", "log", "done", "refused", "vitals")
 ORDERS = ("configure", "restart", "send_logs", "capture", "update")
 _TENANT = Label("tenant", bound="tenants", most=256)
 _DEVICE = (
@@ -106,7 +106,7 @@ class FleetMetrics(MetricSet):
     reports = CounterRow(
         "device_reports_total",
         "reports",
-        "Reports of devices: crash, log, and orders that were done or refused",
+        "Reports of devices: crash, log, vitals, and orders that were done or refused",
         FLEET,
         Label("kind", REPORTS),
     )

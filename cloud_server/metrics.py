@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
+from cloud_server.attend_metrics import AttendMetrics
 from cloud_server.fleet_metrics import FleetMetrics
 from protos.errors import ERRORS
 from protos.process.metric_kinds import Label
@@ -52,7 +53,7 @@ _ANSWERS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 
 _ENGINE = Label("engine", bound="engines of this service")
 
 
-class Metrics(FleetMetrics):
+class Metrics(FleetMetrics, AttendMetrics):
     """Every metric of one service, in a registry of its own (so that tests may have many)."""
 
     prefix = "neural_bridge_cloud_"

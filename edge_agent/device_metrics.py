@@ -185,7 +185,7 @@ class DeviceMetrics(MetricSet):
         "reports",
         "Reports that the service took, by kind",
         FLEET,
-        Label("kind", ("crash", "outcome")),
+        Label("kind", ("crash", "outcome", "vitals")),
     )
     remote_revision = GaugeRow(
         "remote_settings_revision",

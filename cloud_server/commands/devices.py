@@ -111,22 +111,34 @@ def _show_code(
 
 
 def _list(given: argparse.Namespace) -> int:
-    from cloud_server.state import certificates, devices
+    from cloud_server.state import certificates, device_reports, devices
 
     with reading(given) as session:
         found = devices.every(session, given.tenant)
         newest = certificates.newest(session)
+        stand = device_reports.standings(session)
     shown = [(one, newest.get(one.id)) for one in found]
     if given.json:
-        as_json([{**vars(one), **_standing(one, last)} for one, last in shown])
+        as_json(
+            [
+                {
+                    **vars(one),
+                    **_standing(one, last),
+                    "attended_s": stand.get(one.id, (None, None))[0],
+                    "left_s": stand.get(one.id, (None, None))[1],
+                }
+                for one, last in shown
+            ]
+        )
         return 0
     table(
-        ("tenant", "name", "state", "certificate until", "last renewal"),
+        ("tenant", "name", "state", "takes orders", "certificate until", "last renewal"),
         [
             (
                 one.tenant,
                 one.name,
                 _standing(one, last)["state"],
+                _takes_orders(stand.get(one.id)),
                 minute(None if last is None else last.not_after_s),
                 minute(None if last is None else last.issued_s),
             )
@@ -135,6 +147,13 @@ def _list(given: argparse.Namespace) -> int:
         "no devices: cloud-server devices add NAME",
     )
     return 0
+
+
+def _takes_orders(stands: tuple[float, float | None] | None) -> str:
+    if stands is None:
+        return "never did"
+    attended_s, left_s = stands
+    return f"since {minute(attended_s)}" if left_s is None else f"until {minute(left_s)}"
 
 
 def _show(given: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from cloud_server.frontend.admission.openings import Openings
 from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.frontend.ask import Asker
 from cloud_server.frontend.attend.attendance import Attendance
+from cloud_server.frontend.attend.fleet import Fleet
 from cloud_server.frontend.attend.report import ReportTaker
 from cloud_server.frontend.crops import Crops
 from cloud_server.frontend.engines.dispatch import Dispatch
@@ -119,10 +120,13 @@ class Bridge:
         self._feedback = FeedbackSender(
             limits, sessions, under_way, metrics, refusals, log, gate, quotas
         )
+        self._fleet = fleet = Fleet(access.store, metrics, log, few)
         self._attendance = Attendance(
-            access.store, access.live, gate, metrics, refusals, log, few, front_end_name()
+            access.store, access.live, gate, metrics, refusals, log, few, front_end_name(), fleet
         )
-        self._reports = ReportTaker(access.store, access.live, gate, quotas, metrics, refusals, log)
+        self._reports = ReportTaker(
+            access.store, access.live, gate, quotas, metrics, refusals, log, fleet
+        )
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The RPCs, for `grpc.aio.Server.add_generic_rpc_handlers`.
@@ -175,6 +179,7 @@ class Bridge:
         self._beside = [
             asyncio.create_task(self._outboxes.watch()),
             asyncio.create_task(self._attendance.run()),
+            asyncio.create_task(self._fleet.run()),
         ]
 
     def engine_up(self, offers: list[Offer]) -> None:

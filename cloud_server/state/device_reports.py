@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from cloud_server.state import devices
 from cloud_server.state.near import hint
 from cloud_server.state.store import Transaction
-from cloud_server.state.tables import DeviceReportRow, DeviceRow, DeviceStandingRow
+from cloud_server.state.tables import DeviceReportRow, DeviceRow, DeviceStandingRow, TenantRow
 from protos.errors import ConflictError, FrameMalformedError, MissingError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.strict_json import read_json
@@ -227,6 +227,26 @@ def leaves(tx: Transaction, device_id: str, front_end: str) -> None:
     row = tx.session.get(DeviceStandingRow, device_id)
     if row is not None and row.front_end == front_end[:128]:
         row.left_s = tx.now_s
+
+
+def known(session: Session) -> int:
+    """How many enabled devices of enabled tenants have taken orders once."""
+    count = session.scalar(
+        select(func.count())
+        .select_from(DeviceStandingRow)
+        .join(DeviceRow, DeviceRow.id == DeviceStandingRow.device_id)
+        .join(TenantRow, TenantRow.id == DeviceRow.tenant_id)
+        .where(DeviceRow.disabled.is_(False), TenantRow.disabled.is_(False))
+    )
+    return int(count or 0)
+
+
+def standings(session: Session) -> dict[str, tuple[float, float | None]]:
+    """When each device began to take orders and when it stopped, by the device's id."""
+    rows = session.execute(
+        select(DeviceStandingRow.device_id, DeviceStandingRow.attended_s, DeviceStandingRow.left_s)
+    ).tuples()
+    return {id: (attended_s, left_s) for id, attended_s, left_s in rows}
 
 
 def standing(session: Session, tenant: str, name: str) -> DeviceStanding | None:

@@ -21,6 +21,7 @@ from edge_agent.device.crash import CrashReports
 from edge_agent.metrics import Metrics
 from edge_agent.remote.orders import Orders
 from edge_agent.remote.report import crash_of, send
+from edge_agent.remote.vitals import tell_vitals
 from edge_agent.uplink.call_errors import error_of, unless_closed
 from edge_agent.uplink.dial import SecureDial
 from edge_agent.uplink.retry import Refused
@@ -62,6 +63,7 @@ class Attendance:
         version: of the agent.
         metrics: what is counted.
         log: structured logger.
+        vitals_every_s: pause between two reports of vitals, seconds; 0: none.
         sleep: waits that many seconds.
         clock: seconds, monotonic.
         pick: uniform between two numbers; for pauses.
@@ -74,6 +76,7 @@ class Attendance:
     version: str
     metrics: Metrics
     log: Logger
+    vitals_every_s: float = 0.0
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     clock: Callable[[], float] = time.monotonic
     pick: Callable[[float, float], float] = random.uniform
@@ -142,7 +145,7 @@ class Attendance:
         )
         call = bridge_pb2_grpc.BridgeStub(channel).Attend(request)
         woken = asyncio.Event()
-        telling: asyncio.Task[None] | None = None
+        telling: list[asyncio.Task[None]] = []
         try:
             accepting = asyncio.ensure_future(call.initial_metadata())
             # `asyncio.wait_for` may swallow a cancellation that comes at the same moment.
@@ -155,7 +158,13 @@ class Attendance:
             self.metrics.attended.set(1)
             self.log.info("attended")
             self.orders.confirm()
-            telling = asyncio.create_task(self._tell(channel, woken))
+            every_s = self.vitals_every_s
+            telling = [
+                asyncio.create_task(self._tell(channel, woken)),
+                asyncio.create_task(
+                    tell_vitals(channel, self.metrics, every_s, self.log, self.sleep, self.pick)
+                ),
+            ]
             while (order := await unless_closed(call.read())) is not grpc.aio.EOF:
                 await self.orders.take(order, lambda body: send(channel, body))
                 woken.set()
@@ -169,9 +178,10 @@ class Attendance:
         finally:
             self.metrics.attended.set(0)
             call.cancel()
-            if telling is not None:
-                telling.cancel()
-                await asyncio.wait({telling})
+            for task in telling:
+                task.cancel()
+            if telling:
+                await asyncio.wait(telling)
 
     async def _tell(self, channel: grpc.aio.Channel, woken: asyncio.Event) -> None:
         """Report what waits, and what comes, until cancelled."""

@@ -72,6 +72,7 @@ def look_after(
         installed_version(),
         metrics,
         log,
+        vitals_every_s=reload.now.remote.vitals_every_s,
     )
 
 

@@ -96,6 +96,13 @@ class RemoteRules(BaseModel):
     restart: bool = Field(default=True, description="whether it may have the agent start again")
     logs: bool = Field(default=True, description="whether it may fetch the log")
     capture: bool = Field(default=True, description="whether it may have a picture taken")
+    vitals_every_s: float = Field(
+        default=300.0,
+        ge=0.0,
+        le=86400.0,
+        description="pause between two reports of how this device is (spool, heat, power), "
+        "seconds; 0 reports nothing",
+    )
 
     @field_validator("settings")
     @classmethod

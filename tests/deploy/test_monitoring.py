@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from cloud_server.metrics import Metrics as ServiceMetrics
+from edge_agent.metrics import Metrics as AgentMetrics
+from protos.process.metric_rows import Row
+
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
 PROMETHEUS = MONITORING / "prometheus"
@@ -45,6 +49,13 @@ def objectives() -> list[str]:
         for rule in rules()
         if rule.get("record") == "neural_bridge:slo_target:ratio"
     ]
+
+
+def names_of(row: Row[Any]) -> list[str]:
+    """The names of a metric's series, without the prefix."""
+    if row.kind == "histogram":
+        return [f"{row.name}_{end}" for end in ("bucket", "sum", "count")]
+    return [row.name]
 
 
 def told(*command: str | Path | None) -> str:
@@ -110,6 +121,40 @@ def test_each_alert_reaches_the_receiver_of_its_severity(rule: dict[str, Any]) -
     config = f"--config.file={ROUTING}"
     assert told(AMTOOL, "config", "routes", "test", config, f"alertname={rule['alert']}", *labels) \
         == rule["labels"]["severity"]  # fmt: skip
+
+
+def test_every_metric_that_a_rule_reads_exists() -> None:
+    held = {
+        half.prefix + name
+        for half in (ServiceMetrics, AgentMetrics)
+        for row in half.rows()
+        for name in names_of(row)
+    }
+    for rule in rules():
+        for name in re.findall(r"neural_bridge_(?:cloud|edge)_\w+", rule["expr"]):
+            assert name in held, f"{rule.get('alert') or rule['record']} reads {name}"
+
+
+def test_each_label_value_that_a_rule_asks_for_exists() -> None:
+    rows = {
+        half.prefix + row.name: row
+        for half in (ServiceMetrics, AgentMetrics)
+        for row in half.rows()
+    }
+    asked = 0
+    for rule in rules():
+        for name, inner in re.findall(
+            r"(neural_bridge_(?:cloud|edge)_\w+)\{([^}]*)\}", rule["expr"]
+        ):
+            row = rows.get(name) or rows[name.removesuffix("_bucket")]
+            for label, pattern in re.findall(r'(\w+)=~?"([^"]*)"', inner):
+                for value in pattern.split("|"):
+                    asked += 1
+                    if label == "le":
+                        assert float(value) in row.buckets, rule
+                    else:
+                        assert value in {one.name: one.values for one in row.labels}[label], rule
+    assert asked > 20
 
 
 def test_an_alert_that_silences_others_exists() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cloud_server.frontend.access.gate import Gate
+from cloud_server.frontend.attend.fleet import Fleet
 from cloud_server.frontend.attend.messages import attend_request
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.identity.caller import Caller
@@ -107,6 +108,7 @@ class Attendance:
         log: a bound logger.
         few: lets the first log lines of a kind pass.
         front_end: this front end's name.
+        fleet: is told which devices are here.
         clock: seconds since 1970.
     """
 
@@ -120,16 +122,16 @@ class Attendance:
         log: Logger,
         few: Throttle,
         front_end: str,
+        fleet: Fleet,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store, self._live, self._gate = store, live, gate
         self._metrics, self._refusals, self._log, self._few = metrics, refusals, log, few
-        self._front_end, self._clock = front_end[:128], clock
+        self._front_end, self._fleet, self._clock = front_end[:128], fleet, clock
         self._often = Buckets(_PER_S, _BURST)
         self._attending: dict[str, _Attending] = {}
         self._leaving = False
         self._look_now = asyncio.Event()
-        metrics.attending.set_function(lambda: len(self._attending))
 
     async def attend(self, raw: bytes, context: Any) -> None:
         """Send a device its orders until the call ends."""
@@ -156,11 +158,13 @@ class Attendance:
         if older := self._attending.get(device_id):
             older.end()
         self._attending[device_id] = mine  # before the first look: no order falls between the two
+        self._fleet.came(device_id, caller.tenant, caller.name, request.agent_version)
         try:
             await self._serve(store, mine, caller, request, context)
         finally:
             if self._attending.get(device_id) is mine:
                 del self._attending[device_id]
+                self._fleet.left(device_id)
                 self._note_end(store, device_id)
 
     async def _serve(

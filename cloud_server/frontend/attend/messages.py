@@ -17,6 +17,8 @@ ORDER_ID_BYTES = 16
 _MOST_RUNNING, _MOST_CARRIED_OUT, _MOST_REFUSED = 32, 64, 64
 _LONGEST_VERSION, _LONGEST_NAME, _LONGEST_TEXT = 64, 128, 512
 _MOST_REVISION = 1 << 53
+_VITALS = [field.name for field in pb.Vitals.DESCRIPTOR.fields]
+_MOST_VITAL = 1 << 53
 
 
 def attend_request(raw: bytes) -> pb.AttendRequest:
@@ -54,9 +56,11 @@ def report(raw: bytes) -> tuple[str, bytes, pb.ReportBody]:
     body: pb.ReportBody = _read(pb.ReportBody, request.body, MOST_REPORT_BYTES)
     kind = body.WhichOneof("report")
     if kind is None:
-        raise FrameMalformedError("the report holds no crash, no piece of a log and no outcome")
+        raise FrameMalformedError("the report holds no crash, piece of a log, outcome or vitals")
     if kind == "crash":
         _bound("crash.kind", body.crash.kind, 16)
+    elif kind == "vitals":
+        _vitals(body.vitals)
     else:
         _order_id(getattr(body, kind).order_id)
     if kind == "outcome":
@@ -67,6 +71,13 @@ def report(raw: bytes) -> tuple[str, bytes, pb.ReportBody]:
             raise FrameMalformedError("an outcome is either done or refused")
         _settings(outcome.settings)
     return digest.hexdigest(), request.body, body
+
+
+def _vitals(vitals: pb.Vitals) -> None:
+    for field in _VITALS:
+        value = getattr(vitals, field)
+        if not -_MOST_VITAL <= value <= _MOST_VITAL:  # NaN too
+            raise FrameMalformedError(f"vitals.{field}: {value!r} is no plausible value")
 
 
 def _settings(settings: pb.Settings) -> None:

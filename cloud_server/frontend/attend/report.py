@@ -1,4 +1,4 @@
-"""Report: takes crash reports, pieces of logs, and how orders ended."""
+"""Report: takes crash reports, pieces of logs, vitals, and how orders ended."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from cloud_server.frontend.access.gate import Gate
 from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.frontend.attend import messages
 from cloud_server.frontend.attend.attendance import device_id_of, require_device
+from cloud_server.frontend.attend.fleet import Fleet
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.identity.caller import Caller
 from cloud_server.metrics import Metrics
@@ -41,6 +42,7 @@ class ReportTaker:
         metrics: what is counted.
         refusals: where refusals are counted.
         log: a bound logger.
+        fleet: is told the vitals.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class ReportTaker:
         metrics: Metrics,
         refusals: Refusals,
         log: Logger,
+        fleet: Fleet,
     ) -> None:
+        self._fleet = fleet
         self._store, self._live, self._gate, self._quotas = store, live, gate, quotas
         self._metrics, self._refusals, self._log = metrics, refusals, log
         self._often = Buckets(_PER_S, _BURST)
@@ -74,13 +78,18 @@ class ReportTaker:
                 )
             digest, raw_body, body = messages.report(raw)
             device_id = device_id_of(caller, self._live)
-            kind = await asyncio.to_thread(
-                self._keep, self._store, caller, device_id, digest, raw_body, body
-            )
+            kind = str(body.WhichOneof("report"))
+            if kind == "vitals":  # in memory only
+                self._fleet.said(device_id, body.vitals)
+            else:
+                kind = await asyncio.to_thread(
+                    self._keep, self._store, caller, device_id, digest, raw_body, body
+                )
         except BridgeError as error:
             await self._refusals.abort(context, error, "Report")
         self._metrics.reports.labels(kind).inc()
-        self._log.info("reported", tenant=caller.tenant, device=caller.name, kind=kind)
+        if kind != "vitals":
+            self._log.info("reported", tenant=caller.tenant, device=caller.name, kind=kind)
         return pb.ReportResponse()
 
     def _keep(

@@ -467,16 +467,36 @@ class ReportRequest(_message.Message):
     def __init__(self, id: _Optional[bytes] = ..., body: _Optional[bytes] = ...) -> None: ...
 
 class ReportBody(_message.Message):
-    __slots__ = ("at_s", "crash", "log", "outcome")
+    __slots__ = ("at_s", "crash", "log", "outcome", "vitals")
     AT_S_FIELD_NUMBER: _ClassVar[int]
     CRASH_FIELD_NUMBER: _ClassVar[int]
     LOG_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    VITALS_FIELD_NUMBER: _ClassVar[int]
     at_s: float
     crash: Crash
     log: LogPiece
     outcome: Outcome
-    def __init__(self, at_s: _Optional[float] = ..., crash: _Optional[_Union[Crash, _Mapping]] = ..., log: _Optional[_Union[LogPiece, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ...) -> None: ...
+    vitals: Vitals
+    def __init__(self, at_s: _Optional[float] = ..., crash: _Optional[_Union[Crash, _Mapping]] = ..., log: _Optional[_Union[LogPiece, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., vitals: _Optional[_Union[Vitals, _Mapping]] = ...) -> None: ...
+
+class Vitals(_message.Message):
+    __slots__ = ("spool_frames", "spool_bytes", "spool_oldest_age_s", "temperature_celsius", "power_watts", "throttled", "certificate_end_s")
+    SPOOL_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    SPOOL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SPOOL_OLDEST_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_CELSIUS_FIELD_NUMBER: _ClassVar[int]
+    POWER_WATTS_FIELD_NUMBER: _ClassVar[int]
+    THROTTLED_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_END_S_FIELD_NUMBER: _ClassVar[int]
+    spool_frames: int
+    spool_bytes: int
+    spool_oldest_age_s: float
+    temperature_celsius: float
+    power_watts: float
+    throttled: bool
+    certificate_end_s: float
+    def __init__(self, spool_frames: _Optional[int] = ..., spool_bytes: _Optional[int] = ..., spool_oldest_age_s: _Optional[float] = ..., temperature_celsius: _Optional[float] = ..., power_watts: _Optional[float] = ..., throttled: _Optional[bool] = ..., certificate_end_s: _Optional[float] = ...) -> None: ...
 
 class Crash(_message.Message):
     __slots__ = ("kind", "json")

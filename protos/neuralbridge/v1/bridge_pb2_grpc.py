@@ -188,7 +188,8 @@ class BridgeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Report(self, request, context):
-        """A crash report, a piece of the log, or how an order ended. At most 128 KiB.
+        """A crash report, a piece of the log, how an order ended, or vitals. At most 128 KiB. A service that
+        does not know vitals refuses them (203): do not send it more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
