@@ -199,6 +199,12 @@ class Metrics(FleetMetrics, AttendMetrics):
         ENGINE,
         Label("process", ("frontend", "engine")),
     )
+    event_lines_dropped = CounterRow(
+        "event_lines_dropped_total",
+        "lines",
+        "Lines of the event log that could not be written",
+        ENGINE,
+    )
     engine_restarts = CounterRow(
         "engine_restarts_total", "processes", "Engine processes started after the first", ENGINE
     )

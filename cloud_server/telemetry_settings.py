@@ -1,6 +1,8 @@
-"""Settings of what the service tells about itself: its metrics."""
+"""Settings of what the service tells about itself: metrics, the event log."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from pydantic import Field
 
@@ -21,4 +23,15 @@ class TelemetrySettings(TypedSettings):
         False,
         description="show answers' times under OpenTelemetry's names for model servers too "
         "(gen_ai_server_*, semantic conventions 1.41.0)",
+    )
+    event_log: Path | None = Field(
+        None,
+        description="file that gets a JSON line for each event of a request, enough to compute "
+        "the metrics again ('cloud-server recompute'); kept in two halves, FILE and FILE.1",
+    )
+    event_log_bytes: int = Field(
+        256 << 20,
+        ge=1 << 16,
+        description="size of the event log, both halves together, in bytes; the older half goes "
+        "when it is full",
     )

@@ -127,7 +127,7 @@ class Chat:
         body.check()
         about, text = subject.read(body.messages, self._limits)
         limit = body.tokens(self._limits.max_new_tokens)
-        self._asker.asked("http")
+        self._asker.asked("http", visit.request_id)
         made = Computation(visit.request_id, 0, text, received_ns)
         made.owner, made.rank = owner_of(visit.caller), body.rank
         scene: HeldScene | None = None

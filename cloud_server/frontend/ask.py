@@ -84,7 +84,7 @@ class Asker:
             owner = session.owner if caller.kind == "anyone" else owner_of(caller)
             self._quotas.charge(*owner, len(raw))
             self._sessions.check(request, session)
-            self._telemetry.asked("ask")
+            self._telemetry.asked("ask", request.request_id)
             known = self._under_way.answers.find(
                 session.id, request.request_id, request.frame_number, request.question, owner=owner
             )
@@ -169,9 +169,9 @@ class Asker:
         hear = partial(self._teller.hear, asked, made, job)
         self._under_way.submit(asked.id, made, job, hear)
 
-    def asked(self, call: str) -> None:
+    def asked(self, call: str, request_id: bytes) -> None:
         """Count a question (`Telemetry.asked`)."""
-        self._telemetry.asked(call)
+        self._telemetry.asked(call, request_id)
 
     def unread(self, error: BridgeError, made: Computation) -> None:
         """Count and log an answer over HTTP that its client does not read."""

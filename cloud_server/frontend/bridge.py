@@ -118,7 +118,7 @@ class Bridge:
             access.store, settings.directory, gate, openings, metrics, refusals, log
         )
         self._feedback = FeedbackSender(
-            limits, sessions, under_way, metrics, refusals, log, gate, quotas
+            limits, sessions, under_way, telemetry, refusals, log, gate, quotas
         )
         self._fleet = fleet = Fleet(access.store, metrics, log, few)
         self._attendance = Attendance(

@@ -12,8 +12,8 @@ from cloud_server.frontend.access.gate import Gate
 from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
+from cloud_server.frontend.telemetry import Telemetry
 from cloud_server.frontend.under_way import UnderWay
-from cloud_server.metrics import Metrics
 from projector.codec.feedback import point_of
 from protos.distortion import Distortion
 from protos.errors import BridgeError, EngineUnavailableError, FrameTooLargeError
@@ -32,7 +32,7 @@ class FeedbackSender:
         limits: what may be sent.
         sessions: the sessions held.
         under_way: takes the request.
-        metrics: what is counted.
+        telemetry: counts what goes back.
         refusals: where refusals are counted.
         log: a bound logger.
         gate: checks callers.
@@ -44,7 +44,7 @@ class FeedbackSender:
         limits: Limits,
         sessions: Sessions,
         under_way: UnderWay,
-        metrics: Metrics,
+        telemetry: Telemetry,
         refusals: Refusals,
         log: Logger,
         gate: Gate,
@@ -52,12 +52,12 @@ class FeedbackSender:
     ) -> None:
         self._gate, self._quotas = gate, quotas
         self._limits, self._sessions, self._under_way = limits, sessions, under_way
-        self._metrics, self._refusals, self._log = metrics, refusals, log
+        self._telemetry, self._refusals, self._log = telemetry, refusals, log
 
     async def feedback(self, raw: bytes, context: Any) -> pb.FeedbackResponse:
         """The state of one scene."""
         received_ns = time.monotonic_ns()
-        self._metrics.received_bytes.labels("feedback").inc(len(raw))
+        self._telemetry.metrics.received_bytes.labels("feedback").inc(len(raw))
         try:
             caller = self._gate.device(context)
             request = parse_feedback_request(raw)
@@ -84,7 +84,6 @@ class FeedbackSender:
             response = self._response(said, session, request, point, constants)
         except BridgeError as error:
             await self._refusals.abort(context, error, "Feedback")
-        self._metrics.feedbacks.labels(point.name).inc()
         self._log.info(
             "sent back",
             request_id=job.request_id,
@@ -114,7 +113,6 @@ class FeedbackSender:
         tokens = target.tokens if target is not None else 0
         distortion = Distortion(said.quantize, 0.0, said.latent_residual, said.unfamiliarity)
         header = Header(point.index, request.frame_number, np.ones(tokens, np.bool_), 0, distortion)
-        for stage in ("queue", "compress"):
-            self._metrics.stages[stage].observe(getattr(said, f"{stage}_s"))
-        self._metrics.sent_back_bytes.labels(point.name).observe(len(said.body))
-        return seal_response(constants, request.request_id, header, said.body)
+        sealed = seal_response(constants, request.request_id, header, said.body)
+        self._telemetry.fed_back(request.request_id, point.name, said)
+        return sealed

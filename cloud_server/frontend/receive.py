@@ -332,7 +332,7 @@ class Receiver:
                 f"{self._limits.max_in_flight} may: wait for one to end",
                 cause="credit",
             )
-        self._telemetry.frame(session.owner, point, header, len(body), question)
+        self._telemetry.frame(request_id, session.owner, point, header, len(body), question)
         computation = Computation(
             request_id,
             header.frame_number,

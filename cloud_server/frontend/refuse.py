@@ -30,7 +30,7 @@ class Refusals:
         self, error: BridgeError, request_id: bytes, frame_number: int, owner: Owner | None = None
     ) -> None:
         """Count and log the refusal of one request of a stream."""
-        self._telemetry.refused(error, owner)
+        self._telemetry.refused(error, request_id, owner)
         if self._few.passes(error.name):
             self._log.warning(
                 "refused",

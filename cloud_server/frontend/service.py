@@ -189,6 +189,7 @@ class Service:
             stopping.cancel()
             for part in reversed(begun):
                 await part.close()
+            await asyncio.to_thread(telemetry.close)
             log.info("stopped")
         engines.ended.result()
 

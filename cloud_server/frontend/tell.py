@@ -158,7 +158,7 @@ class Teller:
 
     def _accepted(self, asked: Asked, computation: Computation, job: Job, said: Accepted) -> None:
         computation.accepted = said
-        self._telemetry.accepted(said)
+        self._telemetry.accepted(computation, said)
         computation.warnings = said.warnings
         computation.moments_score = said.moments_score
         for name in said.warnings:
@@ -203,7 +203,7 @@ class Teller:
         late = isinstance(asked, Session) and not job.has_frame
         if late and not computation.distortion.ByteSize():
             self.describe(computation, job.session)  # asked before its frame was accepted
-        self._telemetry.answered(asked.bundle_id, said, job.has_frame)
+        self._telemetry.answered(computation, asked.bundle_id, said, job.has_frame)
         computation.prompt_tokens = said.prompt_tokens
         answer = pb.Answer(
             text=said.text,
