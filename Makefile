@@ -156,6 +156,8 @@ check: $(READY) ## Style, types, generated stubs and pages, protocol lint
 	@$(BIN)/python -m protos.generate --check
 	@echo "check: docs/metrics.md"
 	@$(BIN)/python -m benchmarks.metrics_page --check
+	@echo "check: dashboards"
+	@$(BIN)/python -m benchmarks.dashboards --check
 	@echo "check: buf lint"
 	@$(BIN)/buf lint protos
 
