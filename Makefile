@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy prometheus systemd emulator network machine examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference dist clean
+.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy prometheus systemd emulator network machine examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference dist containers test-deploy clean
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -256,6 +256,18 @@ reference: $(READY) ## Train the reference models and the bundle again, from scr
 
 dist: $(READY) ## Wheels, source archives, bills of materials, licences and release notes, in dist/
 	@$(BIN)/python .ci/dist.py
+
+CONTAINERS := buildah iptables mmdebstrap podman qemu-user-static runc
+
+containers: ## Images without a daemon (without these no image is built)
+	@command -v buildah >/dev/null && command -v podman >/dev/null && command -v runc >/dev/null && command -v mmdebstrap >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		echo "containers: apt-get install $(CONTAINERS)" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(CONTAINERS); } || \
+		echo "containers: not there, so images are not built (Debian: apt-get install $(CONTAINERS))" >&2
+
+test-deploy: $(READY) postgresql prometheus systemd containers ## Wheels alone, the whole stack from nothing, images built and run (root, Debian; about half an hour)
+	@NEURAL_BRIDGE_DEPLOY=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/deploy/test_dist.py tests/deploy/test_native.py tests/deploy/test_images.py -q -s --timeout 3600 --durations 10
 
 clean: ## Remove reports, build outputs and caches (keeps .venv and training checkpoints)
 	@echo "clean: reports, build outputs, caches; build/training and build/pool stay"

@@ -1,8 +1,9 @@
 """`make dist`: everything of a release, in `dist/`.
 
 In order: source archives → wheels, built from those archives, which thereby prove to hold
-everything → release notes, cut from CHANGELOG.md → for each kind of install a bare environment with
-the wheel in it, and from that environment its bill of materials (CycloneDX) and the licences.
+everything → an archive to deploy with (`deploy/` and the wheels) → release notes, cut from
+CHANGELOG.md → for each kind of install a bare environment with the wheel in it, and from that
+environment its bill of materials (CycloneDX) and the licences.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,6 +89,23 @@ def build(out: Path) -> dict[str, Path]:
     return {path.name.partition("-")[0]: path for path in out.glob("*.whl")}
 
 
+def deploy_archive(wheels: dict[str, Path], version: str, out: Path) -> None:
+    """Pack `deploy/`, its guide and the wheels: all that a machine needs besides its packages."""
+    top = f"neural-bridge-{version}"
+
+    def plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        member.uid = member.gid = 0
+        member.uname = member.gname = "root"
+        return None if "__pycache__" in member.name else member
+
+    with tarfile.open(out / f"{top}-deploy.tar.gz", "w:gz", compresslevel=1) as archive:
+        archive.add(ROOT / "deploy", f"{top}/deploy", filter=plain)
+        archive.add(ROOT / "docs/deploy.md", f"{top}/README.md", filter=plain)
+        archive.add(ROOT / "LICENSE", f"{top}/LICENSE", filter=plain)
+        for wheel in wheels.values():
+            archive.add(wheel, f"{top}/wheels/{wheel.name}", filter=plain)
+
+
 def bill_of_materials(wheel: Path, extras: str, folder: Path, out: Path) -> dict[str, Any]:
     """Install a wheel into a new environment and write down what came with it."""
     _run(sys.executable, "-m", "venv", "--without-pip", str(folder))
@@ -128,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("dist: source archives and wheels")
         wheels = build(out)
         version = wheels["neural_bridge"].name.split("-")[1]
+        deploy_archive(wheels, version, out)
         changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
         (out / "RELEASE.md").write_text(release_notes(changelog, version), encoding="utf-8")
         bills = {}

@@ -105,7 +105,8 @@ def _server_certificate(given: argparse.Namespace) -> int:
     from cloud_server.identity.tls import SERVER, server_names
 
     path = settings_of(given).directory_path / SERVER
-    before = server_names(path)
+    # A front end that was given only the shared authority has none yet.
+    before = server_names(path) if path.exists() or not given.name else []
     names = given.name or before
     gone = ", ".join(name for name in before if name not in names)
     _serve_with(given, _authority(given), names)

@@ -59,6 +59,18 @@ def test_only_the_owner_can_read_what_init_makes(directory: Path) -> None:
     assert {"bridge.example", "localhost"} <= names(directory)
 
 
+def test_a_front_end_with_only_the_shared_authority_gets_its_first_certificate(
+    directory: Path, tmp_path: Path
+) -> None:
+    other, database = tmp_path / "other", ("--database", f"sqlite:///{directory / 'state.db'}")
+    (other / "authority").mkdir(parents=True)
+    for name in ("roots.pem", "intermediate.pem"):
+        (other / "authority" / name).write_bytes((directory / "authority" / name).read_bytes())
+    assert ran(other, "server-certificate", *database) == CertificateError.exit_code, "which names?"
+    assert ran(other, "server-certificate", *database, "--name", "b.example") == 0
+    assert names(other) == {"b.example"}
+
+
 def test_init_never_writes_into_what_is_there(
     directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

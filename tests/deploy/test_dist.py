@@ -14,6 +14,10 @@ import pytest
 
 from tests.checkout import ROOT
 
+full = pytest.mark.skipif(
+    os.environ.get("NEURAL_BRIDGE_DEPLOY") != "full", reason="takes minutes: make test-deploy"
+)
+
 
 @pytest.fixture(scope="module")
 def dist() -> ModuleType:
@@ -62,8 +66,8 @@ def test_licences_come_from_every_form_that_a_bill_has(dist: ModuleType) -> None
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
+@full
+@pytest.mark.timeout(3600)
 def test_the_wheels_alone_run_the_demo_in_a_bare_environment(
     dist: ModuleType, tmp_path: Path
 ) -> None:
