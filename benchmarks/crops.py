@@ -29,10 +29,11 @@ from benchmarks.guard import made_for
 from cloud_server.engine import crop
 from edge_agent.picture import PictureCodec
 from edge_agent.uplink.crops import crop_file
+from projector.codec.answers import same_answer
 from projector.codec.risk import RiskModel, received_features
 from projector.models.cache import LayerCache
 from projector.models.pictures import read
-from projector.validation.estimate import LEAST_EVENTS, same_answer
+from projector.validation.estimate import LEAST_EVENTS
 from protos.errors import ConfigError
 from protos.process.files import write_file
 from reference.demo.halves import BUNDLE, CLOUD_MODEL, EDGE_MODEL

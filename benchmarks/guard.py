@@ -29,10 +29,11 @@ from benchmarks.compare.measure import quiet_libraries
 from edge_agent.picture import PictureCodec
 from projector.bundle.load import Bundle
 from projector.calibration import disagreement
+from projector.codec.answers import same_answer
 from projector.codec.encoder import Encoder
 from projector.codec.risk import RiskModel
 from projector.models.vlm import VLM
-from projector.validation.estimate import LEAST_EVENTS, auroc, paired, same_answer
+from projector.validation.estimate import LEAST_EVENTS, auroc, paired
 from protos.errors import ConfigError
 from protos.process.files import write_file
 from reference.demo.halves import BUNDLE, CLOUD_MODEL, EDGE_MODEL

@@ -157,7 +157,7 @@ class FleetMetrics(MetricSet):
         "bytes",
         "Memory in the front end for a tenant's requests, answers and so on",
         ENGINE,
-        Label("store", ("requests", "answers", "sessions", "outboxes")),
+        Label("store", ("requests", "answers", "sessions", "outboxes", "shadows")),
         _TENANT,
     )
     device_frames = CollectedRow(

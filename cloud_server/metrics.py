@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from cloud_server.attend_metrics import AttendMetrics
 from cloud_server.fleet_metrics import FleetMetrics
+from cloud_server.shadow_metrics import ShadowMetrics
 from protos.errors import ERRORS
 from protos.process.metric_kinds import Label
 from protos.process.metric_rows import (
@@ -45,6 +46,7 @@ OVERLOADS = (
     "reports",
     "orders",
     "engine",
+    "shadows",
 )
 LEFT = ("cancelled", "deadline", "lost", "never_back", "stopped")
 CROPS = ("used", "not_better", "none", "late", "failed", "spread", "refused", "unasked")
@@ -53,7 +55,7 @@ _ANSWERS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 
 _ENGINE = Label("engine", bound="engines of this service")
 
 
-class Metrics(FleetMetrics, AttendMetrics):
+class Metrics(FleetMetrics, AttendMetrics, ShadowMetrics):
     """Every metric of one service, in a registry of its own (so that tests may have many)."""
 
     prefix = "neural_bridge_cloud_"
@@ -131,7 +133,7 @@ class Metrics(FleetMetrics, AttendMetrics):
         "bytes",
         "Message bytes received, bad frames included",
         LINK,
-        Label("call", ("infer", "ask", "feedback", "attend", "report")),
+        Label("call", ("infer", "ask", "feedback", "attend", "report", "shadow")),
     )
     parcels = CounterRow(
         "parcels_total",

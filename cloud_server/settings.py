@@ -17,6 +17,7 @@ from pydantic_settings import SettingsConfigDict
 from cloud_server.bundle_settings import BundleSettings
 from cloud_server.exposure import Exposure
 from cloud_server.served import require_bundle, require_model
+from cloud_server.shadow_settings import ShadowSettings
 from cloud_server.state.quota import Quota
 from cloud_server.telemetry_settings import TelemetrySettings
 from projector.bundle.keys import TrustedKeys
@@ -31,7 +32,7 @@ SETTINGS_FILE = "settings.toml"
 """The settings file in the directory that `cloud-server init` makes."""
 
 
-class Settings(BundleSettings, Exposure, TelemetrySettings):
+class Settings(BundleSettings, ShadowSettings, Exposure, TelemetrySettings):
     """The service's settings; units end the names, and `description` is what `--help` prints."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX)

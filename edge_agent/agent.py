@@ -339,6 +339,8 @@ class Agent:
             return True
         if self.uplink.crops is not None and question and maker.picture is not None:
             self.uplink.crops.hold(stored.request_id, maker.picture)
+        if self.uplink.shadows is not None and maker.picture is not None:
+            self.uplink.shadows.hold(stored.request_id, maker.picture)
         try:
             await outgoing.accept(stored, rank_of(maker.priority))
         except BridgeError as error:

@@ -36,6 +36,7 @@ from edge_agent.record import AnswerRecord
 from edge_agent.remote.kept import RemoteSettings
 from edge_agent.remote.look_after import look_after
 from edge_agent.settings import Settings
+from edge_agent.shadowing import follow, shadows_for
 from edge_agent.sight import EdgeModel
 from edge_agent.sources import Source, endless
 from edge_agent.sources.turns import Turns
@@ -210,6 +211,8 @@ async def _drive(
         held = chosen.crop_memory_mib << 20
         crops = Crops(chosen.crop_bytes, chosen.crop_share, held, metrics, log)
 
+    shadows = shadows_for(chosen, state_directory(chosen), metrics, log)
+
     def make_uplink(keep: str = "") -> Uplink:
         return Uplink(
             model.layout,
@@ -232,10 +235,13 @@ async def _drive(
             linger_s=0.0 if keep else chosen.linger_ms / 1000,
             ack_wait_s=chosen.ack_wait_ms / 1000,
             crops=crops,
+            shadows=shadows,
         )
 
     uplink = make_uplink()
     uplinks.append(uplink)
+    if shadows is not None:
+        follow(uplink, shadows)
     renewal, dial, now = None, dials[0], time.time
     if isinstance(dial, SecureDial) and dial.enrolled is not None:
         now = dial.enrolled.clock.now
@@ -315,6 +321,8 @@ async def _drive(
             if updates is not None:
                 upkeep.updating = lambda: updates.shown
                 await others.enter_async_context(beside("updates", updates.run, log))
+            if shadows is not None:
+                await others.enter_async_context(beside("shadows", shadows.run, log))
             if attendance is not None:
                 await others.enter_async_context(beside("attendance", attendance.run, log))
             summary = await agent.run()

@@ -28,6 +28,17 @@ from protos.process.metric_rows import (
 from protos.process.metrics import BYTES, POINT, RATIO
 from protos.process.settings import installed_version
 
+SHADOWS = (
+    "measured",
+    "busy",
+    "over_budget",
+    "memory",
+    "offline",
+    "refused",
+    "unserved",
+    "too_large",
+    "failed",
+)
 STAGES = ("read", "prefill", "select", "encode", "uplink", "edge_only", "feedback")
 FALLBACKS = (
     "distortion",
@@ -121,6 +132,16 @@ class Metrics(DeviceMetrics):
         "Crops that the service asked for; none: not held any more",
         LINK,
         Label("outcome", ("sent", "none")),
+    )
+    shadows = CounterRow(
+        "shadows_total",
+        "pictures",
+        "Pictures of frames that chance chose for the service to measure, by outcome",
+        FIDELITY,
+        Label("outcome", SHADOWS),
+    )
+    shadow_bytes = CounterRow(
+        "shadow_bytes_total", "bytes", "Files of pictures that the service measured", LINK
     )
     crop_bytes = HistogramRow("crop_bytes", "bytes", "File of one crop", LINK, buckets=BYTES)
     risk = HistogramRow(

@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from edge_agent.remote.rules import RemoteRules
+from edge_agent.shadow_settings import ShadowSettings
 from edge_agent.sources.address import shown
 from edge_agent.update.settings import UpdateSettings
 from projector.models import pictures
@@ -28,7 +29,7 @@ from protos.process.settings import ANY_CASE, Dtype, Host, LogLevel
 PREFIX = "NEURAL_BRIDGE_EDGE_"
 
 
-class Settings(UpdateSettings):
+class Settings(UpdateSettings, ShadowSettings):
     """The agent's settings; units end the names, and `description` is what `--help` prints."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX)

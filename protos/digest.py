@@ -109,6 +109,15 @@ def crop_digest(constants: bytes, request_id: bytes, picture: bytes) -> bytes:
     return state.digest()
 
 
+def shadow_digest(constants: bytes, frame_number: int, picture: bytes) -> bytes:
+    """The digest of a shadowed picture: 8 bytes over its frame's number and its file."""
+    state = hashlib.blake2b(key=constants, digest_size=DIGEST_BYTES)
+    for part in (b"shadow", _LENGTH.pack(frame_number), picture):
+        state.update(_LENGTH.pack(len(part)))
+        state.update(part)
+    return state.digest()
+
+
 def ask_digest(
     constants: bytes, request_id: bytes, frame_number: int, question: str, max_new_tokens: int
 ) -> bytes:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from edge_agent.picture import PictureCodec
-from projector.validation.estimate import clustered, paired, same_answer, spread
+from projector.codec.answers import same_answer
+from projector.validation.estimate import clustered, paired, spread
 from reference.demo.figures import accuracies
 from reference.demo.testset import TestSet
 

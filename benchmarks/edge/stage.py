@@ -23,8 +23,8 @@ from benchmarks.serve.identities import Identities
 from benchmarks.serve.site import Site, site, stubbed
 from edge_agent.identity.identity import Identity
 from edge_agent.identity.identity_file import IdentityFile
+from projector.codec.answers import same_answer
 from projector.commands import cli as projector
-from projector.validation.estimate import same_answer
 from protos.errors import BridgeError
 from protos.process import children
 from reference.demo.halves import EDGE_MODEL, ENVIRONMENT, MAX_NEW_TOKENS

@@ -19,6 +19,7 @@ from benchmarks.projectors.figures import BUNDLED
 from benchmarks.projectors.members import DEFAULT
 from projector import maps
 from projector.bundle.load import Bundle
+from projector.codec.answers import same_answer
 from projector.maps import Family, Map
 from projector.maps.cloud_half import take_edge_half
 from projector.training.fit import edge_answers, untrained_edge_states
@@ -27,7 +28,7 @@ from projector.training.settings import TrainSettings
 from projector.training.train import Trainer
 from projector.validation.answers import PRECISIONS
 from projector.validation.bounds import Bound, through_fp8
-from projector.validation.estimate import clustered, same_answer
+from projector.validation.estimate import clustered
 from projector.validation.reconstruction import reconstruction
 from protos.errors import BridgeError, FitError
 from reference.demo.halves import BUNDLES

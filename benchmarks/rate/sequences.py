@@ -22,8 +22,9 @@ from edge_agent.encode import encode_state
 from edge_agent.frame import Frame as EdgeFrame
 from edge_agent.plan import Plan
 from edge_agent.uplink.session import Base
+from projector.codec.answers import same_answer
 from projector.models.vlm import VLM
-from projector.validation.estimate import clustered, paired, pareto, same_answer, thin
+from projector.validation.estimate import clustered, paired, pareto, thin
 from protos.digest import CONSTANTS_BYTES
 from protos.distortion import Distortion
 from protos.header import Header, pack_header

@@ -17,8 +17,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from benchmarks.serve.device import MAX_NEW_TOKENS
 from benchmarks.serve.pool import QUESTIONS
 from edge_agent.picture import PictureCodec
+from projector.codec.answers import same_answer
 from projector.models.pictures import read
-from projector.validation.estimate import same_answer
 from reference.demo.halves import CLOUD_MODEL
 from reference.demo.testset import TestSet
 

@@ -59,7 +59,7 @@ def http_port(
     routers: list[APIRouter] = [
         Chat(settings.limits, models, held, bridge.asker, bridge.under_way, idempotency).router(),
         models.router(),
-        Devices(access.live, held).router(),
+        Devices(access.live, held, bridge.shadows.ledger).router(),
         Scenes(held).router(),
         health.router(not_ready),
     ]

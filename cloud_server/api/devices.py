@@ -8,10 +8,12 @@ from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
 from cloud_server.api.fidelity import age_of
+from cloud_server.api.fit import DeviceFit, fits_of
 from cloud_server.api.held import Held
 from cloud_server.api.paging import NAME, Limit, NameCursor, Page, page
 from cloud_server.api.scenes import TenantName
 from cloud_server.api.visit import caller_of
+from cloud_server.frontend.shadowing.ledger import ShadowLedger
 from cloud_server.identity.caller import Caller
 from cloud_server.state.directory import LiveDirectory
 from protos.errors import MissingError
@@ -33,6 +35,11 @@ class DeviceEntry(BaseModel):
     tenant: str
     enabled: bool
     latest_scene: LatestScene | None = Field(description="null if none of its scenes is held")
+    drifting: bool = Field(description="whether the map no longer fits what its camera sees")
+    fit: DeviceFit | None = Field(
+        description="what its shadowed frames have shown, with the newest bundle; null if it has "
+        "sent none"
+    )
 
 
 class Devices:
@@ -41,10 +48,11 @@ class Devices:
     Args:
         live: the directory of devices; without one, only devices with a held scene are listed.
         held: their scenes.
+        ledger: what their shadowed frames have shown.
     """
 
-    def __init__(self, live: LiveDirectory | None, held: Held) -> None:
-        self._live, self._held = live, held
+    def __init__(self, live: LiveDirectory | None, held: Held, ledger: ShadowLedger) -> None:
+        self._live, self._held, self._ledger = live, held, ledger
 
     def router(self) -> APIRouter:
         """The routes."""
@@ -58,7 +66,8 @@ class Devices:
             limit: Limit = 20,
         ) -> Page[DeviceEntry]:
             """List the devices, by name."""
-            found = [one for one in self._of(caller_of(request), tenant) if one.id > (cursor or "")]
+            every = await self._of(caller_of(request), tenant)
+            found = [one for one in every if one.id > (cursor or "")]
             return page(found, lambda one: one, lambda one: one.id, limit)
 
         @router.get("/{device}")
@@ -68,23 +77,25 @@ class Devices:
             tenant: TenantName = None,
         ) -> DeviceEntry:
             """One device."""
-            for found in self._of(caller_of(request), tenant):
+            for found in await self._of(caller_of(request), tenant):
                 if found.id == device:
                     return found
             raise MissingError(f"there is no device '{device}'")
 
         return router
 
-    def _of(self, caller: Caller, tenant: str | None) -> list[DeviceEntry]:
+    async def _of(self, caller: Caller, tenant: str | None) -> list[DeviceEntry]:
         """The devices of a tenant that a caller may see.
 
         Raises:
             ForbiddenError: its key may not read.
+            StateError: the database cannot be used.
         """
         caller.require("read")
         of = tenant or caller.tenant
+        fits = await fits_of(self._ledger, of)
         return [
-            self._entry(of, name, enabled)
+            self._entry(of, name, enabled, fits.get(name, []))
             for name, enabled in self._known(caller, of).items()
             if caller.sees(of, name)
         ]
@@ -97,11 +108,18 @@ class Devices:
             }
         return {device.name: not device.disabled for device in self._live.now.devices(tenant)}
 
-    def _entry(self, tenant: str, name: str, enabled: bool) -> DeviceEntry:
+    def _entry(self, tenant: str, name: str, enabled: bool, fits: list[DeviceFit]) -> DeviceEntry:
         scene = self._held.latest(tenant, name)
         latest = None
         if scene is not None:
             latest = LatestScene(
                 id=scene.scene_id, accepted_at=scene.accepted_at, age_s=age_of(scene)
             )
-        return DeviceEntry(id=name, tenant=tenant, enabled=enabled, latest_scene=latest)
+        return DeviceEntry(
+            id=name,
+            tenant=tenant,
+            enabled=enabled,
+            latest_scene=latest,
+            drifting=bool(fits) and fits[0].drifting_since_s is not None,
+            fit=fits[0] if fits else None,
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cloud_server.commands import device_orders
@@ -22,6 +23,7 @@ from cloud_server.commands.database import (
 from cloud_server.commands.output import as_json, facts, minute, moment, say, table, told
 
 if TYPE_CHECKING:
+    from cloud_server.frontend.shadowing.record import Fit
     from cloud_server.state.device_reports import DeviceStanding
     from cloud_server.state.device_settings import WantedSettings
     from cloud_server.state.directory import Certificate, Device
@@ -37,6 +39,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         ("show", "show a device and its certificates", _show),
         ("disable", "disable a device at once and revoke its certificates", _disable),
         ("revoke", "revoke a device's certificates; it can enrol again with a new code", _revoke),
+        ("refit", "forget what its shadowed pictures have shown: its camera was moved", _refit),
         ("enable", "allow a disabled device to enrol again, with a new code", _enable),
         ("remove", "remove a device for good and revoke its certificates", _remove),
     ):
@@ -157,7 +160,8 @@ def _takes_orders(stands: tuple[float, float | None] | None) -> str:
 
 
 def _show(given: argparse.Namespace) -> int:
-    from cloud_server.state import certificates, device_reports, device_settings, devices
+    from cloud_server.frontend.shadowing.ledger import fits
+    from cloud_server.state import certificates, device_reports, device_settings, devices, shadows
 
     with reading(given) as session:
         tenant = tenant_of(given, session)
@@ -165,6 +169,7 @@ def _show(given: argparse.Namespace) -> int:
         held = certificates.of(session, tenant, given.name)
         stands = device_reports.standing(session, tenant, given.name)
         wanted = device_settings.show(session, tenant, given.name)
+        shadowed = fits(shadows.of(session, tenant, given.name)).get(given.name, [])
     last = held[0] if held else None
     if given.json:
         as_json(
@@ -174,6 +179,7 @@ def _show(given: argparse.Namespace) -> int:
                 "certificates": [vars(one) for one in held],
                 "standing": None if stands is None else vars(stands),
                 "settings": vars(wanted),
+                "fits": [asdict(fit) for fit in shadowed],
             }
         )
         return 0
@@ -189,9 +195,46 @@ def _show(given: argparse.Namespace) -> int:
     if stands is not None:
         say("")
         _standing_of(stands, wanted)
+    if shadowed:
+        say("")
+        _fits(shadowed)
     say("")
     _certificates(held)
     return 0
+
+
+def _fits(shadowed: Sequence[Fit]) -> None:
+    """What shadowed frames have shown, one row a bundle."""
+    from cloud_server.frontend.shadowing.usual import FRAMES
+
+    def share(fit: Fit) -> str:
+        found = fit.differ
+        return f"{found.mean:.1%} ({found.low:.1%} to {found.high:.1%})" if found else ""
+
+    def state(fit: Fit) -> str:
+        if fit.drifting_since_s is not None:
+            return f"no longer fits since {moment(fit.drifting_since_s)}"
+        if fit.usual_frames < FRAMES:
+            return f"fits so far ({fit.usual_frames} of {FRAMES} frames of what is usual)"
+        return "fits"
+
+    table(
+        ("bundle", "pictures measured", "the last", "answers differ (95 %)", "limit", "the map"),
+        [
+            (
+                fit.bundle,
+                fit.measured,
+                minute(fit.last_s),
+                share(fit),
+                f"{fit.limit:.1%}" if fit.limit else "",
+                state(fit),
+                fit.cause,
+            )
+            for fit in shadowed
+        ],
+        "",
+        below=True,
+    )
 
 
 def _standing_of(stands: DeviceStanding, wanted: WantedSettings) -> None:
@@ -277,6 +320,16 @@ def _enable(given: argparse.Namespace) -> int:
 
     needs = f"; it needs a new code: cloud-server devices code {given.name}"
     return changed(given, "device", devices.enable, needs)
+
+
+def _refit(given: argparse.Namespace) -> int:
+    from cloud_server.state import shadows
+
+    with writing(given) as tx:
+        device = shadows.forget(tx, tenant_of(given, tx.session), given.name)
+    said = f"device '{device.name}' of tenant '{device.tenant}': what is usual is measured anew"
+    told(given.json, vars(device), said)
+    return 0
 
 
 def _remove(given: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ class Engine(ABC):
     `cancel`, `forget`, `load_bundle`, `unload_bundle` and `step`, over and over.
 
     A job ends with exactly one of `Accepted` (if it is a frame without a question), `Answered`,
-    `Compressed`, `PartWanted`, `Failed` or `Dropped`.
+    `Compressed`, `PartWanted`, `Measured`, `Failed` or `Dropped`.
 
     Attributes:
         wake: called by an engine that works between steps, from any thread, when there is a step

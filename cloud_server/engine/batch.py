@@ -6,7 +6,7 @@ token ids, caches and positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -69,6 +69,7 @@ class RunningBatch(Generic[Owner]):
         questions: Sequence[Sequence[int]],
         owners: Sequence[Owner],
         limits: Sequence[int],
+        on_first: Callable[[Tensor], None] = lambda _: None,
     ) -> list[Row[Owner]]:
         """Prefill some questions as a group and make each one's first token.
 
@@ -77,6 +78,7 @@ class RunningBatch(Generic[Owner]):
             questions: token ids that follow the picture, one list per row.
             owners: one per row.
             limits: most tokens, one per row, each at least 1.
+            on_first: gets the logits of the first tokens, `[rows, vocabulary]`.
 
         Returns:
             The new rows, each with its first token (unless that ended it).
@@ -94,7 +96,9 @@ class RunningBatch(Generic[Owner]):
             for row, length in enumerate(lengths, first):
                 slab.lengths[row] += length
             last = hidden[torch.arange(len(lengths)), torch.tensor(lengths) - 1]
-            made = self._tokens(last)
+            logits = self._logits(last)
+            on_first(logits)
+            made: list[int] = logits.argmax(dim=-1).tolist()
         joined = [Row(owner, limit) for owner, limit in zip(owners, limits, strict=True)]
         for new, token in zip(joined, made, strict=True):
             self._take(new, token)
@@ -111,7 +115,7 @@ class RunningBatch(Generic[Owner]):
             tokens = torch.tensor(last, device=self._model.device)
             hidden = self._model.run(tokens, cache, seen, positions, prompt=False)
             slab.lengths = [length + 1 for length in slab.lengths]
-            made = self._tokens(hidden[:, -1])
+            made: list[int] = self._logits(hidden[:, -1]).argmax(dim=-1).tolist()
         for row, token in zip(self.rows, made, strict=True):
             self._take(row, token)
         return list(self.rows)
@@ -125,12 +129,11 @@ class RunningBatch(Generic[Owner]):
                 self.rows[index] = self.rows[-1]
                 self.rows.pop()
 
-    def _tokens(self, hidden: Tensor) -> list[int]:
-        """The likeliest token of each row of last hidden states `[rows, E]`."""
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """The logits of each row of last hidden states `[rows, E]`."""
         rows = len(hidden)
         few = pad(hidden, (0, 0, 0, max(0, _LEAST_ROWS - rows)))
-        made: list[int] = self._model.logits(few)[:rows].argmax(dim=-1).tolist()
-        return made
+        return self._model.logits(few)[:rows]
 
     def _take(self, row: Row[Owner], token: int) -> None:
         row.fresh = token not in self._model.eos_ids

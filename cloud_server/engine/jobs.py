@@ -10,6 +10,7 @@ Messages travel as MessagePack, checked against their types when they are read. 
       │ ◀── Accepted ── TokenMade* ── Answered ─── │   or Failed at any point
       │ ◀── Compressed ─────────────────────────── │   or Failed, to a Job for feedback
       │ ◀── PartWanted ─────────────────────────── │   or Failed, to a Job with `look`
+      │ ◀── Measured ───────────────────────────── │   or Failed, to a Job with `shadow`
       │ ─── Cancel ───────────────────────────────▶│   Dropped, unless it came too late
       │ ─── Forget (a session's scenes), Drop ────▶│
       │ ─── Load (one more bundle) ───────────────▶│
@@ -45,7 +46,8 @@ class Job(_Sent, frozen=True):
     """A frame with or without a question; or a question about a held scene; or its feedback.
 
     With `look` it asks which part of the picture a question about a held scene needs. With `box`
-    its body is that part, and the question is answered from both.
+    its body is that part, and the question is answered from both. With `shadow` its body is the
+    whole picture of a held scene: scene and picture are compared, when the engine has time for it.
 
     Attributes:
         id: counts up over the life of the front end.
@@ -70,6 +72,7 @@ class Job(_Sent, frozen=True):
         look: share of the question's attention that the part is to have; 0 if none is looked for.
         most_share: largest share of the picture's width and height that it may have.
         box: left, top, right and bottom of the part in the body (`protos.crop.Box`); else empty.
+        shadow: questions to answer from scene and picture; empty if they are not to be compared.
     """
 
     id: int
@@ -93,6 +96,7 @@ class Job(_Sent, frozen=True):
     look: float = 0.0
     most_share: float = 1.0
     box: list[int] = []
+    shadow: list[str] = []
 
     @property
     def has_frame(self) -> bool:
@@ -195,6 +199,7 @@ class Offer(_Sent, frozen=True):
         why: the reason for a verdict.
         canary: the bundle's canary set, `projector.bundle.canary`; empty if it has none.
         service_risk: the service's guard, a `RiskModel` as bytes; may be empty.
+        differ: calibrated share of answers that differ from the picture's, by operating point.
     """
 
     bundle_id: str
@@ -214,6 +219,7 @@ class Offer(_Sent, frozen=True):
     why: str = ""
     canary: bytes = b""
     service_risk: bytes = b""
+    differ: dict[str, float] = {}
 
     @property
     def doubt(self) -> str:
@@ -344,6 +350,28 @@ class PartWanted(_Sent, frozen=True):
     attention: float
 
 
+class Measured(_Sent, frozen=True):
+    """Last event of a job with `shadow`: how far the scene is from its picture's own cache.
+
+    Attributes:
+        errors: of each layer, the relative error of keys and values together.
+        questions: those that were answered; one that does not fit the model's windows is left out.
+        given: the answers from the scene.
+        seen: the answers from the picture.
+        kl: of each question, the divergence in nats of the scene's distribution of the first token
+            from the picture's.
+    """
+
+    ends: ClassVar[bool] = True
+    job: int
+    queue_s: float
+    errors: list[float]
+    questions: list[str]
+    given: list[str]
+    seen: list[str]
+    kl: list[float]
+
+
 class Failed(_Sent, frozen=True):
     """Last event of a job that the engine refused.
 
@@ -394,11 +422,14 @@ Message: TypeAlias = (
     | Answered
     | Compressed
     | PartWanted
+    | Measured
     | Failed
     | Dropped
 )
 BundleEvent: TypeAlias = Offer | Loaded | NotLoaded
-JobEvent: TypeAlias = Accepted | TokenMade | Answered | Compressed | PartWanted | Failed | Dropped
+JobEvent: TypeAlias = (
+    Accepted | TokenMade | Answered | Compressed | PartWanted | Measured | Failed | Dropped
+)
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(list[Message])

@@ -16,24 +16,20 @@ import socket
 import struct
 import threading
 import time
+import typing
 from collections import deque
 from collections.abc import Callable
 
 from cloud_server.engine.jobs import (
-    Accepted,
     Answered,
     Broken,
     Cancel,
-    Compressed,
     Drop,
-    Dropped,
-    Failed,
     Forget,
     Job,
     JobEvent,
     Load,
     Message,
-    PartWanted,
     Shutdown,
     Status,
     TokenMade,
@@ -46,7 +42,7 @@ from protos.errors import BridgeError, EngineUnavailableError
 
 _SIZE = struct.Struct("<I")
 _AT_ONCE = 1 << 18
-_OF_JOBS = (Accepted, TokenMade, Answered, Compressed, PartWanted, Failed, Dropped)
+_OF_JOBS = typing.get_args(JobEvent)
 _ANSWERING = (TokenMade, Answered)
 Sink = Callable[[JobEvent | BridgeError], None]
 """Takes the events of one job, or the error that the link itself ended it with."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cloud_server.engine.jobs import Offer
 from cloud_server.engine.precision import rounds
 from cloud_server.settings import Settings
-from projector.bundle.certificate import verdict_of
+from projector.bundle.certificate import shares_that_differ, verdict_of
 from projector.bundle.keys import TrustedKeys
 from projector.bundle.load import Bundle
 from projector.models.lm import LM, TEXT_TOKENS, reads_only_texts
@@ -94,4 +94,5 @@ def offer(bundle: Bundle) -> Offer:
         why=verdict.why,
         canary=bundle.canary.to_bytes() if bundle.canary else b"",
         service_risk=bundle.service_risk.to_bytes() if bundle.service_risk else b"",
+        differ=shares_that_differ(bundle.certificate),
     )

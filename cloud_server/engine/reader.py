@@ -1,8 +1,8 @@
 """A thread that reads pictures and prepares them for the model, while the engine's steps go on.
 
-One picture at a time, one of each session in turn. Each session has a bucket of pixels a second. A
-file is charged when it comes, by its structure, before anything is decoded: a small file may take
-long to read.
+One picture at a time, one of each session in turn. Each session has a bucket of pixels a second,
+and another one for shadowed pictures. A file is charged when it comes, by its structure, before
+anything is decoded: a small file may take long to read.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class PictureReader(Generic[Prepared]):
         """
         self._charge(job)
         with self._lock:
-            self._waiting.setdefault(job.session, OrderedDict())[job.id] = job
+            self._waiting.setdefault(_turn_of(job), OrderedDict())[job.id] = job
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="pictures", daemon=True)
             self._thread.start()
@@ -169,7 +169,7 @@ class PictureReader(Generic[Prepared]):
         pixels, charge = charge_of(job.body)
         if pixels > self._max_px**2:
             return  # `open_picture` refuses it for its size
-        wait_s = self._budget.take(job.session, charge)
+        wait_s = self._budget.take(_turn_of(job), charge)
         if wait_s:
             raise OverloadedError(
                 "this session's pictures take more work than is done for one caller: send this one "
@@ -177,3 +177,8 @@ class PictureReader(Generic[Prepared]):
                 retry_after_s=wait_s,
                 cause="pictures",
             )
+
+
+def _turn_of(job: Job) -> str:
+    """Whose turn a picture takes: shadowed ones take none of the session's own."""
+    return f"shadow of {job.session}" if job.shadow else job.session

@@ -40,6 +40,7 @@ from cloud_server.engine.prefill_pictures import prefill_pictures, prepare_pictu
 from cloud_server.engine.project import project
 from cloud_server.engine.reader import PictureReader, Read
 from cloud_server.engine.scenes import Scene, SceneMemory
+from cloud_server.engine.shadow import Shadowing
 from cloud_server.engine.store import Name
 from cloud_server.engine.waiting import Waiting
 from cloud_server.engine.work import Picture, Work
@@ -140,6 +141,7 @@ class TransformersEngine(Engine):
         self._model = load.load_model(settings)
         self._question_ids = lru_cache(_QUESTIONS)(self._model.question_ids)
         self._answering = Answering(self._model)
+        self._shadows = Shadowing(self._model, self._question_ids, lambda said: self._emit(said))
         self._model.constant_prefix()
         self._read_bundles = load.load_bundles(settings, self._model.layout)
 
@@ -178,13 +180,15 @@ class TransformersEngine(Engine):
     def busy(self) -> bool:
         """Whether a job waits or an answer is being made."""
         waiting = bool(self._waiting or self._pictures_read) or self._pictures.ready
-        return waiting or len(self._answering) > 0 or self._bundles.ready
+        working = len(self._answering) > 0 or self._shadows.busy
+        return waiting or working or self._bundles.ready
 
     def submit(self, job: Job) -> None:
         """Take a job; it joins at a later step, a picture after it was read."""
         if job.point == PICTURE_POINT:
             try:
-                self._numbers.check(job.scene, job.request_id)
+                if not job.shadow:  # it brings no scene
+                    self._numbers.check(job.scene, job.request_id)
                 self._pictures.submit(job)
             except BridgeError as error:
                 self._emit(failed(job.id, error))
@@ -205,7 +209,7 @@ class TransformersEngine(Engine):
             if read.job.id == job:
                 self._pictures_read.remove(read)
                 return True
-        return self._answering.cancel(job)
+        return self._shadows.cancel(job) or self._answering.cancel(job)
 
     def forget(self, session: str) -> None:
         """Let go of a session's scenes."""
@@ -238,7 +242,7 @@ class TransformersEngine(Engine):
     def status(self) -> Status:
         """The present load."""
         return Status(
-            waiting=len(self._waiting) + self._pictures.waiting,
+            waiting=len(self._waiting) + self._pictures.waiting + len(self._shadows),
             running=len(self._answering),
             scenes=len(self._scenes),
             scene_bytes=self._scenes.bytes,
@@ -255,16 +259,22 @@ class TransformersEngine(Engine):
         group = self._next_group()
         if group:
             self._join(group)
-        if len(self._answering):
+        answering = len(self._answering) > 0
+        if answering:
             for event in self._answering.step():
                 self._emit(event)
+        self._shadows.step(not group and not answering, self._scenes)
 
     def _next_group(self) -> list[Work]:
         """Pictures that were read, then waiting jobs, as many as there is room for."""
         most = self._settings.batch_size
         free = most - len(self._answering)
         group: list[Work] = []
-        self._pictures_read.extend(self._pictures.take(most - len(self._pictures_read)))
+        for read in self._pictures.take(most - len(self._pictures_read)):
+            if read.job.shadow:
+                self._shadows.add(read)
+            else:
+                self._pictures_read.append(read)
         while self._pictures_read and len(group) < most:
             if self._pictures_read[0].job.question and self._pictures_read[0].error is None:
                 if not free:

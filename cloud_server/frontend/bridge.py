@@ -1,15 +1,13 @@
 """The gRPC service `neuralbridge.v1.Bridge`: which module answers which call.
 
-`negotiate`, `receive`, `ask`, `feedback`, `updates` and `attend/` take calls; `under_way` gives
-requests to the engine, `tell` passes its events on, `refuse` sends errors. Nothing here touches a
-tensor library.
+`negotiate`, `receive`, `ask`, `feedback`, `shadowing/`, `updates` and `attend/` take calls;
+`under_way` gives requests to the engine, `tell` passes its events on, `refuse` sends errors.
+Nothing here touches a tensor library.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any, NoReturn
 
 import grpc
 
@@ -32,6 +30,7 @@ from cloud_server.frontend.receive import Receiver
 from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.scenes import HeldScenes
 from cloud_server.frontend.sessions import Session, Sessions
+from cloud_server.frontend.shadowing.shadows import Shadows
 from cloud_server.frontend.telemetry import Telemetry
 from cloud_server.frontend.tell import Teller
 from cloud_server.frontend.under_way import UnderWay
@@ -59,6 +58,7 @@ class Bridge:
         asker: answers questions about scenes that are held.
         under_way: sends requests to the engine.
         quotas: counts requests against quotas.
+        shadows: measures shadowed pictures.
     """
 
     def __init__(
@@ -127,6 +127,19 @@ class Bridge:
         self._reports = ReportTaker(
             access.store, access.live, gate, quotas, metrics, refusals, log, fleet
         )
+        self.shadows = Shadows(
+            settings,
+            access.store,
+            sessions,
+            scenes,
+            under_way,
+            metrics,
+            refusals,
+            log,
+            gate,
+            quotas,
+            memory.room("shadows"),
+        )
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The RPCs, for `grpc.aio.Server.add_generic_rpc_handlers`.
@@ -165,7 +178,7 @@ class Bridge:
                 self._reports.report, response_serializer=pb.ReportResponse.SerializeToString
             ),
             "Shadow": grpc.stream_unary_rpc_method_handler(
-                _shadow, response_serializer=pb.ShadowResponse.SerializeToString
+                self.shadows.shadow, response_serializer=pb.ShadowResponse.SerializeToString
             ),
         }
         return grpc.method_handlers_generic_handler(SERVICE, self._access.guarded(methods))
@@ -180,6 +193,7 @@ class Bridge:
             asyncio.create_task(self._outboxes.watch()),
             asyncio.create_task(self._attendance.run()),
             asyncio.create_task(self._fleet.run()),
+            asyncio.create_task(self.shadows.run()),
         ]
 
     def engine_up(self, offers: list[Offer]) -> None:
@@ -232,13 +246,3 @@ class Bridge:
 
     def _more(self, name: str, count: int) -> None:
         self._log.warning("more of the same", what=name, count=count)
-
-
-async def _shadow(_: AsyncIterator[bytes], context: Any) -> NoReturn:
-    """Declared in the proto, but not served."""
-    await context.abort(
-        grpc.StatusCode.UNIMPLEMENTED,
-        "this service does not measure shadowed pictures: send them to Infer at the picture "
-        "point instead",
-    )
-    raise AssertionError("abort returned")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from cloud_server.engine.jobs import Accepted, Failed, Forget, Job, JobEvent, TokenMade
@@ -12,7 +12,7 @@ from cloud_server.engine.link import Sink
 from cloud_server.frontend.admission.admission import Admission, QueueBounds
 from cloud_server.frontend.admission.memory import Memory
 from cloud_server.frontend.admission.quotas import QuotaOf
-from cloud_server.frontend.admission.turns import Lane
+from cloud_server.frontend.admission.turns import NORMAL, Lane
 from cloud_server.frontend.answers import Answers, Computation, Owner
 from cloud_server.frontend.engines.dispatch import Dispatch
 from cloud_server.frontend.peers import Connections
@@ -37,6 +37,7 @@ class UnderWay:
 
     Attributes:
         answers: running computations and remembered answers.
+        on_question: called with the job of each question that is taken.
         engine_ready: whether an engine takes requests.
         draining: whether new requests are refused, because the service ends.
     """
@@ -75,6 +76,7 @@ class UnderWay:
         self._idle = asyncio.Event()
         self._idle.set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.on_question: Callable[[Job], None] = lambda _: None
         self.engine_ready = False
         self.draining = False
         metrics.queue_depth.set_function(lambda: self._admission.depth)
@@ -126,15 +128,20 @@ class UnderWay:
             computation.wait_s,
         )
         self.answers.begin(session, computation)
+        if job.question:
+            self.on_question(job)
         self._idle.clear()
 
-    async def wait_for(self, job: Job, owner: Owner, picture: bool = False) -> JobEvent:
+    async def wait_for(
+        self, job: Job, owner: Owner, picture: bool = False, rank: int = NORMAL
+    ) -> JobEvent:
         """Take a request of the service itself, and wait for its last event.
 
         Args:
             job: the engine's job for it.
             owner: who asks.
             picture: whether a picture has to be read for it.
+            rank: its class (see `turns`).
 
         Raises:
             BridgeError: the engine refused it; or as `submit`.
@@ -149,7 +156,7 @@ class UnderWay:
                 done.set_result(said)
 
         lane = Lane(*owner, job.session)
-        request = self._admission.submit(job, lane, hear, lambda: None, picture)
+        request = self._admission.submit(job, lane, hear, lambda: None, picture, rank)
         self._awaited += 1
         self._idle.clear()
         try:

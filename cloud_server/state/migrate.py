@@ -11,7 +11,7 @@ from protos.errors import StateError
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration. Named here so that Alembic is imported only when it has work to do."""
 _LOCK = 0x6E627374
 """PostgreSQL's advisory lock for migrations, for processes that start at the same time."""

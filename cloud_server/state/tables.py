@@ -338,3 +338,17 @@ class DeviceStandingRow(Base):
     revision: Mapped[int] = mapped_column(_NUMBER)
     tried: Mapped[int] = mapped_column(_NUMBER)
     refused: Mapped[str] = mapped_column(Text)
+
+
+class ShadowRow(Base):
+    """What shadowed frames of a device with one bundle have shown; `record` is JSON."""
+
+    __tablename__ = "shadow_records"
+    device_id: Mapped[str] = mapped_column(
+        ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True
+    )
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    bundle_id: Mapped[str] = mapped_column(Text)
+    last_s: Mapped[float] = mapped_column(Double)
+    drifting_s: Mapped[float | None] = mapped_column(Double)
+    record: Mapped[str] = mapped_column(Text)

@@ -26,6 +26,7 @@ from edge_agent.uplink.request import Deliverable, Sealed
 from edge_agent.uplink.retry import Refused, Retries, RetryPolicy
 from edge_agent.uplink.servers import Servers
 from edge_agent.uplink.session import Base, Session
+from edge_agent.uplink.shadows import Shadows
 from edge_agent.uplink.stream import Stream
 from protos.errors import (
     BridgeError,
@@ -44,6 +45,8 @@ _TOGETHER_S = 0.25
 """How long acknowledgements of frames that shared a message may wait for each other, seconds."""
 _SHARE = 0.75
 """Of the time after which a frame is sent again, how much its acknowledgement may wait."""
+_QUIET_S = 0.25
+"""Where acknowledgements may wait, frames count as on their way for so long after they left."""
 _DAMAGED = 3  # how often a request is sent again because its bytes changed on the way
 
 
@@ -88,12 +91,13 @@ class Uplink:
         ack_wait_s: longest time that the acknowledgement of a frame without a question waits in the
             service for others, seconds.
         crops: sends crops of pictures; None allows none.
+        shadows: sends pictures that measure what the map loses; None allows none.
 
     Attributes:
         connection: the session and the open stream.
         in_flight: most frames at once.
         held: frames that hold `credit` now.
-        controller, metrics, policy, clock, crops: as given, or their defaults.
+        controller, metrics, policy, clock, crops, shadows: as given, or their defaults.
     """
 
     def __init__(
@@ -113,6 +117,7 @@ class Uplink:
         linger_s: float = 0.0,
         ack_wait_s: float = 0.0,
         crops: Crops | None = None,
+        shadows: Shadows | None = None,
     ) -> None:
         self.metrics = metrics
         self.policy = policy or RetryPolicy()
@@ -123,6 +128,8 @@ class Uplink:
         )
         self.in_flight = in_flight
         self.crops = self.connection.crops = crops
+        self.shadows = shadows
+        self._left_at = float("-inf")
         self._sleep = sleep
         self._closing = asyncio.Event()
         self._retries = Retries(self.policy, metrics, log, clock, self._pause)
@@ -201,6 +208,13 @@ class Uplink:
         return await self.until_ended(sent, once)
 
     @property
+    def busy(self) -> bool:
+        """Whether frames are on their way up: what can wait lets them go first."""
+        if self._patient:
+            return self.clock() - self._left_at < _QUIET_S
+        return self.held > 0 and self.controller.queued_bytes > 0
+
+    @property
     def lingers(self) -> bool:
         """Whether frames, or their acknowledgements, may wait for others."""
         return self._post.lingers or self._patient
@@ -250,7 +264,7 @@ class Uplink:
         cropped = 0
         if self.crops is not None and outcome.final:
             cropped = self.crops.end(sent.request_id)
-        return replace(
+        outcome = replace(
             outcome,
             request_id=sent.request_id,
             sealed=sent.sealed,
@@ -259,6 +273,9 @@ class Uplink:
             attempts=sent.attempts,
             crop_bytes=cropped,
         )
+        if self.shadows is not None and outcome.final:
+            self.shadows.ended(outcome)
+        return outcome
 
     def refusal(
         self, refused: bridge_pb2.Refused, session: Session, sent: Sent
@@ -299,13 +316,15 @@ class Uplink:
         sent.sealed, sent.request_id = letter.sealed, letter.sealed.request_id
         if self.crops is not None and request.question and request.picture is not None:
             self.crops.hold(sent.request_id, request.picture)
+        if self.shadows is not None and request.picture is not None:
+            self.shadows.hold(sent.request_id, request.picture)
         try:
             await _first(letter.left, letter.event)
             if not letter.left.done():  # the stream broke while it waited for others
                 return letter.event.result()
             sent.message_bytes = letter.left.result()
             sent.attempts += 1
-            sent.at = self.clock()
+            sent.at = self._left_at = self.clock()
             return await self._in_time(stream, letter, sent)
         finally:
             stream.waiting.pop(sent.request_id, None)

@@ -117,6 +117,10 @@ class Link:
         """Seconds that `size` bytes, sent at `at`, and those before them would take to leave."""
         return (size + self._queued(at)) * self._pace(at, cautious)
 
+    def queued_bytes(self, at: float) -> int:
+        """Bytes that have not reached the server by `at`, as far as is known."""
+        return self._queued(at)
+
     def delay(self, size: float, at: float) -> float:
         """Seconds until a request of `size` bytes, sent at `at`, would end (the median)."""
         return self.unloaded_s + self.queue_s(size, at)

@@ -124,6 +124,12 @@ class PointController:
         with self._lock:
             return self._link.rtt_s, self._link.bytes_per_s
 
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes on their way to the server now, as far as is known."""
+        with self._lock:
+            return self._link.queued_bytes(self._clock())
+
     def sent(self, key: Hashable, size: int) -> None:
         """See `Link.sent`; now."""
         with self._lock:

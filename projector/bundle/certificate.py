@@ -83,6 +83,17 @@ class Verdict:
         return f"{self.state}: {self.why}" if self.why else self.state
 
 
+def shares_that_differ(certificate: Mapping[str, Any]) -> dict[str, float]:
+    """The share of answers that differ from the picture's, by operating point, as calibrated.
+
+    Args:
+        certificate: untrusted; what is no share from 0 to 1 is left out.
+    """
+    points = _table(_table(certificate, "service_guard"), "by_point")
+    found = {name: _share(_table(points, name).get("disagree")) for name in points}
+    return {name: share for name, share in found.items() if share is not None and share >= 0}
+
+
 @dataclass(frozen=True)
 class _Figure:
     """A share of right answers, and half the width of its 95 % interval."""

@@ -8,12 +8,12 @@ import numpy as np
 
 from projector.bundle.canary import CanaryFrame, CanarySet
 from projector.calibration.disagreement import Comparison
+from projector.codec.answers import same_answer
 from projector.codec.encoder import Encoder
 from projector.models.lm import LM
 from projector.models.vlm import VLM
 from projector.serving.backends import Backend
 from projector.training.dataset import Asked, Dataset
-from projector.validation.estimate import same_answer
 from protos.errors import ConfigError
 from protos.header import Header, pack_header
 from protos.points import OperatingPoint

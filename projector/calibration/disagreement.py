@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from projector.codec.answers import same_answer
 from projector.codec.encoder import Encoder
 from projector.codec.risk import features, received_features
 from projector.models.cache import LayerCache
 from projector.models.vlm import VLM
 from projector.serving.backends import Backend
-from projector.validation.estimate import same_answer
 from protos.errors import ConfigError
 from protos.points import OperatingPoint
 

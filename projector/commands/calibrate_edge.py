@@ -45,6 +45,7 @@ def _run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from projector.calibration.confidence import learn_confidence
+    from projector.codec.answers import same_answer
     from projector.codec.confidence import features
     from projector.codec.confidence_file import NAME, write_confidence
     from projector.models.exported.manifest import (
@@ -54,7 +55,6 @@ def _run(args: argparse.Namespace) -> int:
         write_manifest,
     )
     from projector.training.dataset import Dataset
-    from projector.validation.estimate import same_answer
 
     asker = _asker(args.model, chosen.threads)
     data = open_data(args.data, chosen.max_picture_pixels)

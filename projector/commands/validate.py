@@ -52,6 +52,7 @@ def register(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from projector.codec.answers import same_answer
     from projector.maps.bidirectional import BidirectionalMap
     from projector.report import validate_page, validate_tables
     from projector.training import feedback
@@ -61,7 +62,6 @@ def _run(args: argparse.Namespace) -> int:
     from projector.training.train import Trainer
     from projector.validation.answers import Validator
     from projector.validation.cost import costs
-    from projector.validation.estimate import same_answer
     from projector.validation.validate import arm_count, validate
     from protos.process.files import write_files
 

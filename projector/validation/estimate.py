@@ -80,15 +80,6 @@ def spread(values: Sequence[float] | npt.NDArray[np.float64]) -> dict[str, float
     return {"p50": round(float(p50), 4), "p95": round(float(p95), 4)}
 
 
-def same_answer(given: str, truth: str) -> bool:
-    """Whether an answer is right: equal up to case, outer blanks and a final full stop."""
-    return _plain(given) == _plain(truth)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().strip().rstrip(".").split())
-
-
 def auroc(score: npt.NDArray[np.floating], event: npt.NDArray[np.bool_]) -> float:
     """Chance that a row with the event has the higher score, ties counted half (Mann-Whitney).
 

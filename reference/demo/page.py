@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from projector.validation.estimate import same_answer
+from projector.codec.answers import same_answer
 from reference.report.parts import Part, Table, bold, judged, percent, picture
 
 ARM_NAMES = {

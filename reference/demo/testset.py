@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from edge_agent.sources import open_source
-from projector.validation.estimate import same_answer
+from projector.codec.answers import same_answer
 from reference.yard import Scenes, list_questions, sample_scenes
 
 

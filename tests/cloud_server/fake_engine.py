@@ -34,6 +34,7 @@ from cloud_server.engine.jobs import (
     Job,
     Load,
     Loaded,
+    Measured,
     NotLoaded,
     Offer,
     PartWanted,
@@ -163,6 +164,9 @@ class FakeEngine(Engine):
         if job.look:
             self._emit(PartWanted(job.id, [0, 0, 500, 500], 0.75))
             return
+        if job.shadow:
+            self._measure(job)
+            return
         if job.box:
             text = f"{len(job.body)} bytes of {job.box}"
             self._emit(Answered(job.id, text, 1, 0.001, 0.001, 0.001))
@@ -188,6 +192,18 @@ class FakeEngine(Engine):
                 for held in self._held:
                     self._answer(held)
                 self._held.clear()
+
+    def _measure(self, job: Job) -> None:
+        """Compare with a file that says how many of the answers differ; "never" is not measured."""
+        if job.scene not in self._scenes:
+            self._emit(failed(job.id, UnknownSceneError("not held")))
+        elif job.body == b"never":
+            self._held.append(job)
+        else:
+            count = len(job.shadow)
+            seen = ["no" if n < int(job.body) else "yes" for n in range(count)]
+            figures = [0.4, 0.6], job.shadow, ["yes"] * count, seen, [0.02] * count
+            self._emit(Measured(job.id, 0.001, *figures))
 
     def _answer(self, job: Job) -> None:
         tokens = int(job.question.split()[1]) if job.question.startswith("count") else 1

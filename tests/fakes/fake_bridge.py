@@ -31,6 +31,7 @@ from protos.parcel import Course, unpack
 from protos.points import PICTURE, RAW_KV_FP8, points_to_json
 from protos.refusals import ERROR_METADATA_KEY, refused
 from protos.requests import id_of, parse_ask_request, parse_infer_request
+from protos.shadow import Gathering, Shadowed
 
 
 def digest_of(bundle: str) -> str:
@@ -63,6 +64,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         remembers: answer a request that comes again from memory, as a service does.
         bundle: names the bundle that is served.
         retired: encoders of bundles that are loaded still, by digest.
+        takes_shadows: whether there is Shadow; an older service has none.
         crop: asked for with each question of a device that allows crops; the answer waits for it.
         host: address that it listens on.
         port: on that; 0 for a free one.
@@ -93,6 +95,7 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
     remembers: bool = False
     bundle: str = "bundle"
     retired: dict[str, Encoder] = field(default_factory=dict)
+    takes_shadows: bool = True
     crop: pb.CropWanted | None = None
     host: str = "127.0.0.1"
     port: int = 0
@@ -106,6 +109,8 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
         self.raw: list[bytes] = []
         self.crops: dict[bytes, asyncio.Future[bytes]] = {}
         self.allowed: list[str] = []
+        self.shadows: list[Shadowed] = []
+        self.shadow_parts: list[int] = []
         self.computed: Counter[str] = Counter()
         self.asked: list[str] = []
         self.bundles: dict[bytes, str] = {}
@@ -278,6 +283,18 @@ class FakeBridge(bridge_pb2_grpc.BridgeServicer):
                 break
             found.append(more)
         return pb.InferEvent(events=found) if len(found) > 1 else event
+
+    async def Shadow(self, requests: Any, context: Any) -> pb.ShadowResponse:
+        if not self.takes_shadows:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "older")
+        before, gathering = len(self.shadows), Gathering(self.limits.max_picture_bytes)
+        async for message in requests:
+            self.shadow_parts.append(len(message.picture))
+            picture = gathering.add(message.SerializeToString())
+            if picture is not None:
+                picture.verify(self.sessions[picture.session_id])
+                self.shadows.append(picture)
+        return pb.ShadowResponse(measured=len(self.shadows) - before)
 
     async def Ask(self, request: pb.AskRequest, context: Any) -> AsyncIterator[pb.InferEvent]:
         parse_ask_request(request.SerializeToString(deterministic=True), self.limits)

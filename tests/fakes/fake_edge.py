@@ -18,6 +18,7 @@ from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.encoder_store import EncoderStore
 from edge_agent.uplink.retry import RetryPolicy
 from edge_agent.uplink.session import Session
+from edge_agent.uplink.shadows import Shadows
 from projector.codec.encoder import Encoder
 from projector.codec.feedback import FeedbackDecoder
 from projector.models.running import Running
@@ -136,6 +137,7 @@ def fake_uplink(
     linger_s: float = 0.0,
     connect_timeout_s: float = 10.0,
     crops: Crops | None = None,
+    shadows: Shadows | None = None,
 ) -> Uplink:
     """An uplink of the fake model; its clock knows no time but that of the pauses."""
     sleep = sleep or FakeSleep()
@@ -158,6 +160,7 @@ def fake_uplink(
         sleep=sleep,
         linger_s=linger_s,
         crops=crops,
+        shadows=shadows,
     )
 
 

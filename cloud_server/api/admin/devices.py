@@ -11,8 +11,10 @@ from sqlalchemy.orm import Session
 from cloud_server.api.admin import named
 from cloud_server.api.admin.attempt import Attempted
 from cloud_server.api.admin.management import Change, Management, Named, OfTenant
+from cloud_server.api.fit import DeviceFit
 from cloud_server.api.paging import NAME
-from cloud_server.state import certificates, codes, devices
+from cloud_server.frontend.shadowing.ledger import fits
+from cloud_server.state import certificates, codes, devices, shadows
 from cloud_server.state.directory import Certificate, Device
 from cloud_server.state.store import Transaction
 
@@ -49,6 +51,9 @@ class DeviceWithCertificates(ManagedDevice):
     """A device and its certificates."""
 
     certificates: list[CertificateEntry] = Field(description="the newest first")
+    fits: list[DeviceFit] = Field(
+        description="what its shadowed frames have shown, one a bundle, the newest first"
+    )
 
 
 class DeviceWithCode(ManagedDevice):
@@ -146,7 +151,9 @@ def _show(session: Session, tenant: str, name: str) -> DeviceWithCertificates:
     found = devices.show(session, tenant, name)
     held = certificates.of(session, tenant, name)
     return DeviceWithCertificates(
-        **_entry(found).model_dump(), certificates=[CertificateEntry.of(one) for one in held]
+        **_entry(found).model_dump(),
+        certificates=[CertificateEntry.of(one) for one in held],
+        fits=[DeviceFit.of(fit) for fit in fits(shadows.of(session, tenant, name)).get(name, [])],
     )
 
 

@@ -390,7 +390,7 @@ def _names(job: Job) -> tuple[Name, ...]:
 
 def _needs(job: Job) -> Name | None:
     """The scene that an engine must hold for a job."""
-    if not job.has_frame or job.box:
+    if not job.has_frame or job.box or job.shadow:
         return job.scene
     return (job.session, job.base) if job.base >= 0 else None
 
@@ -399,6 +399,7 @@ def _work_of(job: Job) -> float:
     work = 0.0
     if job.has_frame:
         work += _PICTURE_WORK if job.point == PICTURE_POINT else _FRAME_WORK
-    if job.question:
-        work += _QUESTION_WORK + _TOKEN_WORK * job.max_new_tokens
+    questions = len(job.shadow) * 2 or bool(job.question)
+    if questions:
+        work += questions * (_QUESTION_WORK + _TOKEN_WORK * job.max_new_tokens)
     return work

@@ -77,6 +77,7 @@ class Rollout:
         self._sessions = bridge.sessions
         self._sessions.on_refused = self._refused
         scenes.changed(self._held)
+        bridge.shadows.on_measured = lambda of, owner, x: self.saw(of, owner, disagreed=x)
         self._metrics, self._log = metrics, log
         self._known: dict[str, Wanted] = {}
         self._standings: dict[str, Standing] = {}
@@ -202,7 +203,7 @@ class Rollout:
         standing = self._standings.get(digest)
         if standing is None:
             return
-        standing.outcomes.add(owner, outcomes)
+        standing.remember(owner, outcomes)
         compared = self._comparisons.get(standing.version.source)
         if compared is not None and digest in compared[:2]:
             compared[2].see(digest == compared[0], owner, **outcomes)
@@ -476,7 +477,7 @@ class Rollout:
         settings = self._settings
         made = Comparison(settings.bundle_margin, FALSE_ALARMS)
         for digest in (old, new):
-            for owner, outcomes in self._standings[digest].outcomes:
+            for owner, outcomes in self._standings[digest].remembered:
                 made.see(digest == new, owner, **outcomes)
         return made
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from cloud_server.engine.jobs import Offer
+from cloud_server.frontend.answers import Owner
 from cloud_server.frontend.versions.judge import Judged
 from cloud_server.frontend.versions.offers import Offered
 from cloud_server.frontend.versions.plans import Wanted
@@ -32,6 +34,7 @@ class Standing:
         judged: result of its canary set.
         unused_since: when its last session ended, on the event loop's clock.
         outcomes: outcomes of its last frames, by kind.
+        shadowed: those of its last shadowed frames, which are few: frames do not push them out.
     """
 
     version: Wanted
@@ -45,6 +48,18 @@ class Standing:
     outcomes: Rotation[dict[str, float | None]] = field(
         default_factory=lambda: Rotation(_REMEMBERED)
     )
+    shadowed: Rotation[dict[str, float | None]] = field(
+        default_factory=lambda: Rotation(_REMEMBERED)
+    )
+
+    def remember(self, owner: Owner, outcomes: dict[str, float | None]) -> None:
+        """Keep the outcomes of an owner's frame for the comparison with the version's successor."""
+        (self.shadowed if "disagreed" in outcomes else self.outcomes).add(owner, outcomes)
+
+    @property
+    def remembered(self) -> Iterator[tuple[Owner, dict[str, float | None]]]:
+        """What is kept, by owner."""
+        return chain(self.outcomes, self.shadowed)
 
     @property
     def digest(self) -> str:

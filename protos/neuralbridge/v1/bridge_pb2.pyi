@@ -305,14 +305,18 @@ class FeedbackResponse(_message.Message):
     def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
 
 class ShadowRequest(_message.Message):
-    __slots__ = ("session_id", "frame_number", "picture")
+    __slots__ = ("session_id", "frame_number", "picture", "rest", "digest")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     FRAME_NUMBER_FIELD_NUMBER: _ClassVar[int]
     PICTURE_FIELD_NUMBER: _ClassVar[int]
+    REST_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     frame_number: int
     picture: bytes
-    def __init__(self, session_id: _Optional[bytes] = ..., frame_number: _Optional[int] = ..., picture: _Optional[bytes] = ...) -> None: ...
+    rest: int
+    digest: bytes
+    def __init__(self, session_id: _Optional[bytes] = ..., frame_number: _Optional[int] = ..., picture: _Optional[bytes] = ..., rest: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class ShadowResponse(_message.Message):
     __slots__ = ("measured",)

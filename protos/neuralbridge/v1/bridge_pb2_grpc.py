@@ -155,7 +155,7 @@ class BridgeServicer:
 
     def Shadow(self, request_iterator, context):
         """For a sampled share of frames, the picture too, so that the cloud can measure the true
-        distortion. A server that does not measure answers UNIMPLEMENTED with the reason.
+        distortion, see SHADOW. A server that does not measure answers UNIMPLEMENTED with the reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -7,15 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from projector.validation.estimate import (
-    by_group,
-    clustered,
-    paired,
-    pareto,
-    same_answer,
-    spread,
-    thin,
-)
+from projector.codec.answers import same_answer
+from projector.validation.estimate import by_group, clustered, paired, pareto, spread, thin
 
 
 def test_the_mean_weighs_questions_not_pictures() -> None:

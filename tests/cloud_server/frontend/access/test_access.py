@@ -157,7 +157,7 @@ async def test_a_known_key_is_let_in_on_the_open_port(
         key = server.premises.key()
         await server.settled()
         code, _, _ = await ending(CALLS["Shadow"](server.stub(), bearing(key)))
-        assert code is grpc.StatusCode.UNIMPLEMENTED, "known, and told what the service lacks"
+        assert code is grpc.StatusCode.PERMISSION_DENIED, "known, and told that it is no device"
 
 
 async def cases(server: Secured) -> dict[str, tuple[str, int]]:

@@ -22,6 +22,7 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.refusals import error_in
 from tests.cloud_server import stage
 from tests.cloud_server.front_end import Running, running
+from tests.cloud_server.frontend.shadowing.sending import held, parts, send
 from tests.fakes.loop import on_loop
 
 GOOD = ("0",) * 48
@@ -199,6 +200,27 @@ async def test_a_version_that_refuses_frames_is_rolled_back_by_itself(
         assert await server.metric("bundle_rollbacks_total") == 1
         await until(lambda: operator.states().get(digest) in ("gone", "retiring"))
         assert await versions_of(server) == "1"
+
+
+@on_loop
+async def test_a_version_whose_answers_differ_from_the_pictures_is_rolled_back_by_itself(
+    paths: dict[str, Any], tmp_path: Path
+) -> None:
+    async with serving(paths, tmp_path, shadow_questions=1) as (server, operator):
+        edge = await server.edge()
+        (number,) = await held(edge, "count 1")
+        assert await send(server, parts(edge, number, b"0") * 40) == 40
+        digest = operator.add(2, canary=stage.canary(*GOOD))
+        operator.act(bundles.activate, digest)
+        await until(lambda: operator.states().get(digest) == "serving")
+        while edge.session.bundle_version != "2":
+            await edge.meet()
+        (number,) = await held(edge, "count 1")
+        for _ in range(100):
+            if await send(server, parts(edge, number, b"1")) != 1:
+                break  # the session is moved already
+        await until(lambda: operator.wanted() == {1: "active", 2: "rolled_back"})
+        assert "disagreed: " in operator.note(digest)
 
 
 @pytest.mark.slow
