@@ -198,6 +198,7 @@ class Agent:
             await self.uplink.close()
         if self._books.fatal is not None:
             raise self._books.fatal
+        getattr(self.source, "finished", int)()  # a watched folder gives them never again
         return self.summary
 
     def _next(self, captures: Iterator[Capture]) -> Capture | None:

@@ -135,6 +135,11 @@ class Turns:
             if not camera or getattr(member, "name", "") == camera:
                 member.request()
 
+    def finished(self) -> None:
+        """Every capture that was given has been worked on: the run ends well."""
+        for member in self.members:
+            getattr(member, "finished", int)()
+
     def close(self) -> None:
         """End the iteration and the members; may be called from any thread, twice."""
         self._closed = True

@@ -75,8 +75,8 @@ class WatchedFolder:
     def remember(self, folder: Path) -> None:
         """Remember on the disk which files were taken, and give none again; before `start`.
 
-        A file counts once the next one is asked for, or at the end: an agent that is killed before
-        gets it again.
+        A file counts once the next one is asked for, or after `finished`: an agent that is killed,
+        or ends with an error, before gets it again.
 
         Args:
             folder: where to.
@@ -120,6 +120,9 @@ class WatchedFolder:
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
+
+    def finished(self) -> None:
+        """Every capture that was given has been worked on: the run ends well."""
         self._note()
 
     def _was_taken(self, path: Path, mark: Mark) -> bool:
