@@ -7,13 +7,13 @@ the settings stays painted until a restart.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edge_agent.agent import Agent
 from edge_agent.cameras.camera import Camera
 from edge_agent.cameras.mask import Mask
-from edge_agent.cameras.triggers import rules_of
+from edge_agent.cameras.triggers import Trigger, rules_of
 from edge_agent.device.notify import Notify
 from edge_agent.plan import choose_point
 from edge_agent.settings import Settings
@@ -82,8 +82,7 @@ class Reload:
             if getattr(fresh, name) != getattr(self.now, name)
         }
         cameras = self._cameras()
-        rules = rules_of(fresh.trigger, [camera.name for camera in cameras])
-        self._require_usable(fresh)
+        rules = self.require_usable(fresh)
         live = {camera.name: camera for camera in cameras if camera.live}
         added = [mask for mask in fresh.mask if mask not in self.now.mask and _named(mask) in live]
         masks = {name: [*one.masks, *_regions(added, name)] for name, one in live.items()}
@@ -108,14 +107,23 @@ class Reload:
                 "settings reloaded", changed=sorted(changed), need_restart=sorted(restart)
             )
 
-    def _require_usable(self, fresh: Settings) -> None:
-        """What would end the run at the next picture."""
+    def require_usable(self, fresh: Settings) -> Mapping[str, list[Trigger]]:
+        """Refuse settings that would end the run at the next picture or start.
+
+        Returns:
+            Each camera's triggers.
+
+        Raises:
+            ConfigError: a trigger is none or names no camera, the service has no such point, or no
+                question is left.
+        """
         session = self.agent.uplink.connection.latest
         if session is not None and fresh.highest_point != self.now.highest_point:
             changed = dataclasses.replace(self.agent.plan, highest_point=fresh.highest_point)
             choose_point(changed, session)
         if self.now.questions and not fresh.questions and endless(self.agent.source):
             raise ConfigError("questions: none is left, and cameras bring none of their own")
+        return rules_of(fresh.trigger, [camera.name for camera in self._cameras()])
 
     def _cameras(self) -> list[Camera]:
         source = self.agent.source

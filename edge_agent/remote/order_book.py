@@ -74,6 +74,10 @@ class OrderBook:
             del self._orders[id]
             raise
 
+    def note(self, id: str, kind: str) -> None:
+        """Remember an order that the disk does not keep, for this process."""
+        self._orders[id] = Known(id, kind)
+
     def end(self, id: str, outcome: bridge_pb2.Outcome) -> None:
         """An order has ended; the service is to be told."""
         one = self._orders[id]

@@ -27,6 +27,8 @@ Send: TypeAlias = Callable[[bridge_pb2.ReportBody], Awaitable[None]]
 Handler: TypeAlias = Callable[[str, Any, Send], Awaitable[bridge_pb2.Outcome | None]]
 """Carries out one kind of order: takes its id, its message, and what sends reports. Returns how it
 ended, or None if the next start tells. Raises a retryable error to be called again."""
+_HARMLESS = ("send_logs", "capture")
+"""Orders that are carried out also if the disk does not keep them: twice does no harm."""
 _MOST_LINES, _MOST_LOG_BYTES = 5000, 1 << 20
 _USUAL_LINES = 1000
 
@@ -85,7 +87,12 @@ class Orders:
             self.book.begin(id, kind)
         except BridgeError as error:
             self.log.error("order_not_kept", order=id, kind=kind, cause=error.message)
-            return
+            if isinstance(error, ConflictError):
+                return  # until the service knows how others ended
+            if kind not in _HARMLESS:
+                await send(bridge_pb2.ReportBody(outcome=order_book.refused(id, error)))
+                return
+            self.book.note(id, kind)
         self.log.warning("order", order=id, kind=kind)
         try:
             handler = self.handlers.get(kind)
@@ -190,6 +197,7 @@ class Orders:
             )
         before = self.remote.shown
         made = overlaid(self.remote.own(), values)
+        self.reload.require_usable(made.settings)
         names = {*values, *(() if before is None else (*before.taken, *before.refused))}
         differ = {
             name

@@ -118,6 +118,22 @@ async def test_a_restart_that_cannot_be_remembered_is_not_carried_out(
     monkeypatch.setattr(OrderBook, "_write", full)
     await device.take(asked)
     assert device.ended == 0 and not device.orders.book.knows(asked.id.hex())
+    (told,) = device.sent
+    assert told.outcome.order_id == asked.id and told.outcome.refused.name == "disk_full"
+    harmless = order(capture=pb.TakePicture(camera="yard"))
+    await device.take(harmless)
+    assert device.captured == ["yard"] and device.outcome(harmless).HasField("done")
+
+
+@on_loop
+async def test_settings_that_would_end_the_next_start_are_refused_before_it(
+    tmp_path: Path,
+) -> None:
+    device = Device(tmp_path)
+    asked = configure(1, linger_ms=250, trigger=["every=1s"])
+    await device.take(asked)
+    assert "for cameras" in device.outcome(asked).refused.message and device.ended == 0
+    assert device.remote.trial is None and Device(tmp_path).remote.read().linger_ms == 0
 
 
 @on_loop
