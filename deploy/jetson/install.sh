@@ -63,6 +63,9 @@ done
 for given in "$wheelhouse" "$model" "$root"; do
 	[ -z "$given" ] || [ -d "$given" ] || fail "$given: no such directory"
 done
+if [ -n "$model" ] && [ ! -f "$model/export.json" ]; then
+	fail "$model is no edge export (it has no export.json): projector export-edge CHECKPOINT $model"
+fi
 if [ -n "$root" ]; then
 	root=$(CDPATH='' cd -- "$root" && pwd)
 	[ "$root" != / ] || fail "--root / is this machine: leave it out"
@@ -149,6 +152,7 @@ add_user() {
 install_agent() {
 	if [ "$upgrade" = no ] && [ -x "$opt/current/agent/bin/edge-agent" ]; then
 		say "the agent is installed (--upgrade installs it again)"
+		[ -z "$model" ] || say "--model $model is not taken: it goes with --upgrade"
 		return 0
 	fi
 	number=1

@@ -125,8 +125,8 @@ class Slots:
 
         Raises:
             BlockingIOError: not waiting, and somebody changes them.
+            FileNotFoundError: there is no such folder.
         """
-        self.folders.mkdir(parents=True, exist_ok=True)
         with (self.root / ".lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield

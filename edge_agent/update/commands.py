@@ -12,7 +12,7 @@ from typing import Any
 from edge_agent.metrics import Metrics
 from edge_agent.settings import Settings
 from edge_agent.update import boot
-from edge_agent.update.boot import UNIT, Slots
+from edge_agent.update.boot import UNIT, BootState, Slots
 from edge_agent.update.from_service import FromService, Offered, require_state
 from edge_agent.update.install import install
 from edge_agent.update.told import Here
@@ -51,6 +51,7 @@ def update(
         print(json.dumps(found, indent=2) if as_json else _table(found))
         return 0
     if what == ROLLBACK:
+        _require(slots)
         try:
             with writing(slots.root), slots.locked():
                 print(boot.roll_back(slots))
@@ -125,9 +126,7 @@ def _stands(here: Here) -> dict[str, Any]:
 
 def status(slots: Slots) -> dict[str, Any]:
     """Both slots, which one runs, and the last events."""
-    state = slots.state()
-    if state is None:
-        raise UpdateError(f"{slots.root} has no slots (boot.json): run install.sh")
+    state = _require(slots)
     found: dict[str, Any] = {"runs": slots.current(), "good": state.good, "slots": {}}
     for name in boot.NAMES:
         slot = slots.slot(name)
@@ -142,6 +141,13 @@ def status(slots: Slots) -> dict[str, Any]:
         found["trial"] = {"slot": state.trial.slot, "starts": state.trial.starts}
     found["history"] = list(state.history)
     return found
+
+
+def _require(slots: Slots) -> BootState:
+    state = slots.state()
+    if state is None:
+        raise UpdateError(f"{slots.root} has no slots (boot.json): run install.sh")
+    return state
 
 
 def _table(found: dict[str, Any]) -> str:

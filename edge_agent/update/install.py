@@ -37,6 +37,8 @@ def install(update: Update, slots: Slots, older: bool = False) -> BootState:
         DiskFullError: there is no room.
         ConfigError: the slots cannot be written.
     """
+    if not slots.root.is_dir():
+        raise UpdateError(f"{slots.root} has no slot that runs: run install.sh first")
     with writing(slots.root), slots.locked():
         state = slots.state()
         good = slots.slot(state.good) if state is not None else None

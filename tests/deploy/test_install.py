@@ -167,3 +167,10 @@ def test_refuses_a_python_that_is_too_old(tmp_path: Path) -> None:
     done = install(root, "--python", str(old))
     assert done.returncode == 1 and "3.10 or later" in done.stderr
     shutil.rmtree(root)
+
+
+def test_a_model_that_is_no_export_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    done = install(root, "--model", tmp_path)
+    assert done.returncode == 1 and "export.json" in done.stderr and tree(root) == {}

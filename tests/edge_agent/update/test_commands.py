@@ -129,6 +129,7 @@ def test_a_device_without_slots_is_told_so(device: SimpleNamespace) -> None:
     assert update(device, "status") == UpdateError.exit_code
     assert update(device, "rollback") == UpdateError.exit_code
     assert update(device, file) == UpdateError.exit_code
+    assert not device.slots.root.exists(), "no command makes a folder there"
 
 
 @pytest.mark.slow
