@@ -41,6 +41,7 @@ from edge_agent.sources import Capture, Source, open_source
 from edge_agent.sources.folder import Folder, read_text
 from edge_agent.sources.opened import open_sources
 from edge_agent.spool.prepare import Kept, spool_folder
+from edge_agent.spool.vault import Vault
 from edge_agent.update import commands as update_commands
 from edge_agent.update.settings import UpdateSettings
 from projector.codec.select import require as require_selector
@@ -295,6 +296,8 @@ def _update(args: argparse.Namespace) -> int:
     if args.check_config:
         return _check_settings(chosen)
     state = state_directory(chosen)
+    if args.check and args.what is not None:
+        raise ConfigError("--check asks the service: it goes with no file and no other command")
     if args.check:
         return update_commands.check(chosen, state, choose_dials(chosen)[0], args.json)
     if args.what is None:
@@ -318,6 +321,8 @@ def _check(chosen: Settings) -> int:
         open_sources(chosen, open_source)
     if chosen.selector is not None:
         require_selector(chosen.selector)
+    if chosen.spool_key is not None:
+        Vault.from_file(chosen.spool_key)
     choose_dials(chosen)
     return _check_settings(chosen)
 

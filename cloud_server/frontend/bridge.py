@@ -87,7 +87,7 @@ class Bridge:
         metrics.sessions.set_function(lambda: len(sessions))
         metrics.fresh_sessions.set_function(lambda: sessions.fresh)
         limits, refusals = settings.limits, Refusals(telemetry, log, few)
-        crops = Crops(settings, under_way, metrics, log, quotas)
+        crops = Crops(settings, under_way, metrics, log, quotas, few)
         teller = Teller(telemetry, sessions, scenes, under_way, refusals, log, crops)
         self._outboxes = outboxes = Outboxes(
             memory.room("outboxes"), settings.outbox_memory_bytes, settings.reader_s

@@ -21,6 +21,7 @@ from cloud_server.frontend.sessions import Session
 from cloud_server.frontend.under_way import UnderWay
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
+from cloud_server.throttle import Throttle
 from protos.crop import MOST_CROP_BYTES, holds_crop, parse_crop
 from protos.errors import BridgeError, EngineUnavailableError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
@@ -40,6 +41,7 @@ class Crops:
         metrics: what is counted.
         log: a bound logger.
         quotas: counts requests against quotas.
+        few: lets the first log lines of a kind pass.
     """
 
     def __init__(
@@ -49,12 +51,13 @@ class Crops:
         metrics: Metrics,
         log: Logger,
         quotas: Quotas,
+        few: Throttle,
     ) -> None:
         self._limit, self._gain = settings.crop_limit, settings.crop_gain
         self._attention, self._most_share = settings.crop_attention, settings.crop_share
         self._most_bytes, self._wait_s = settings.crop_bytes, settings.crop_wait_s
         self._under_way, self._metrics, self._log = under_way, metrics, log
-        self._quotas = quotas
+        self._quotas, self._few = quotas, few
         self._tasks: set[asyncio.Task[None]] = set()
 
     def allowed(self, told: object) -> int:
@@ -120,7 +123,8 @@ class Crops:
             request_id, picture = parse_crop(raw, session.constants, self._most_bytes)
         except BridgeError as error:
             self._metrics.crops.labels("refused").inc()
-            self._log.warning("crop refused", session=session.id.hex(), cause=str(error))
+            if self._few.passes("crops"):
+                self._log.warning("crop refused", session=session.id.hex(), cause=str(error))
             return True
         computation = self._under_way.answers.under_way(session.owner, session.id, request_id)
         crop = computation.crop if computation is not None else None
@@ -135,7 +139,8 @@ class Crops:
         try:
             how = await self._answer(session, computation, job, crop)
         except BridgeError as error:
-            self._log.warning("crop failed", request_id=job.request_id, cause=str(error))
+            if self._few.passes("crops"):
+                self._log.warning("crop failed", request_id=job.request_id, cause=str(error))
         finally:
             self._metrics.crops.labels(how).inc()
             crop.ended = True

@@ -249,7 +249,8 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
         value = repr(problem["input"])
         if len(value) > _LONGEST_SHOWN:
             value = value[:_LONGEST_SHOWN] + "…"
-        lines.append(f"{origins.get(name, name)} = {value}: {_said(problem)}")
+        within = "".join(f".{key}" for key in problem["loc"][1:] if isinstance(key, str))
+        lines.append(f"{origins.get(name, name)}{within} = {value}: {_said(problem)}")
     return "; ".join(lines)
 
 

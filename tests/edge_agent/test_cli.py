@@ -235,7 +235,11 @@ def test_check_config_prints_what_would_be_used(
 
 @pytest.mark.parametrize(
     ("flag", "said"),
-    [("--selector=nope", "there is no selector"), ("--source=/nowhere/at/all", "no such file")],
+    [
+        ("--selector=nope", "there is no selector"),
+        ("--source=/nowhere/at/all", "no such file"),
+        ("--spool-key=/nowhere/key", "spool key /nowhere/key"),
+    ],
 )
 def test_check_config_finds_what_a_run_would_stumble_over(
     model: Path, capsys: pytest.CaptureFixture[str], flag: str, said: str

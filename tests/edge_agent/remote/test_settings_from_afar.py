@@ -87,6 +87,9 @@ def test_the_devices_keeper_draws_the_bounds(tmp_path: Path) -> None:
     file.write_text('[remote]\nsettings = ["mask"]\n')
     with pytest.raises(ConfigError, match="can never be set"):
         load({}, file, environ={})
+    file.write_text("[remote]\nallow = true\n")
+    with pytest.raises(ConfigError, match="remote.allow = True"):
+        load({}, file, environ={})
 
 
 def kept(folder: Path, **values: Any) -> RemoteSettings:
