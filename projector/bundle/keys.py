@@ -90,6 +90,8 @@ class SigningKey:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+        if not path.exists():
+            raise ConfigError(f"there is no key {path}: projector package keygen {path} makes one")
         try:
             key = serialization.load_pem_private_key(without_mark(_read(path), path), password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:

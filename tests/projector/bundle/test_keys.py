@@ -87,7 +87,7 @@ def test_a_list_of_trusted_keys_that_is_none_is_refused(text: str, tmp_path: Pat
 
 
 def test_a_key_file_that_is_missing_or_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read"):
+    with pytest.raises(ConfigError, match="keygen"):
         SigningKey.load(tmp_path / "nowhere.pem")
     (tmp_path / "bad.pem").write_text("not a key")
     with pytest.raises(ConfigError, match="not an unencrypted private key"):
