@@ -174,6 +174,22 @@ wait_for() { # name seconds command…
 	done
 }
 
+# Install packages, and tell every ten seconds how much is there.
+pip_install() { # options and packages…
+	set -- "$python" -m pip --quiet --disable-pip-version-check --no-cache-dir install --no-compile "$@"
+	"$@" &
+	child=$!
+	trap 'kill "$child" 2>/dev/null; exit 130' INT TERM HUP
+	seconds=0
+	while kill -0 "$child" 2>/dev/null; do
+		sleep 0.5
+		seconds=$((seconds + 1))
+		[ $((seconds % 20)) != 0 ] || say "installs: $(du -sm "$dir/environment" | cut -f1) MB are there (about 1300 in the end, 4000 for a GPU)"
+	done
+	trap - INT TERM HUP
+	wait "$child"
+}
+
 answers() { # URL
 	"$python" -c 'import sys, urllib.request as r
 r.build_opener(r.ProxyHandler({})).open(sys.argv[1], timeout=2)' "$1"
@@ -331,16 +347,15 @@ if [ -z "$environment" ]; then
 	if [ "$(cat "$dir/environment/.installed" 2>/dev/null)" != "$listed" ]; then
 		! runs service || fail "other wheels than those that run: run-native.sh stop, then start"
 		rm -rf "$dir/environment"
-		say "installs $(echo "$dir"/wheels/neural_bridge-*.whl | sed 's|.*/||') and what it needs (some hundred MB to download)"
+		say "installs $(echo "$dir"/wheels/neural_bridge-*.whl | sed 's|.*/||') and what it needs (some 500 MB to download)"
 		python3 -m venv "$dir/environment"
-		pip="$python -m pip --quiet --disable-pip-version-check --no-cache-dir install"
 		# Without a GPU the CUDA libraries (3 GB) are of no use.
 		if [ -n "$torch_index" ] && [ "$(uname -m)" = x86_64 ] && [ ! -e /dev/nvidiactl ]; then
-			$pip --index-url "$torch_index" torch || say "no torch from $torch_index: takes it from pip's index"
+			pip_install --index-url "$torch_index" torch || say "no torch from $torch_index: takes it from pip's index"
 		fi
-		$pip "$(echo "$dir"/wheels/neural_bridge-*.whl)[cloud,edge,postgresql]"
+		pip_install "$(echo "$dir"/wheels/neural_bridge-*.whl)[cloud,edge,postgresql]"
 		if ls "$dir"/wheels/neural_bridge_reference-*.whl >/dev/null 2>&1; then
-			$pip "$(echo "$dir"/wheels/neural_bridge_reference-*.whl)"
+			pip_install "$(echo "$dir"/wheels/neural_bridge_reference-*.whl)"
 		fi
 		echo "$listed" >"$dir/environment/.installed"
 	fi
