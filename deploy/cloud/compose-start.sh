@@ -60,7 +60,7 @@ camera) # a device of the demonstration
 	fi
 	exec edge-agent run --state-dir /state --server service:50051 --output /dev/null \
 		--model "$(python3 -c 'import reference; print(reference.__path__[0])')/models/edge-a" \
-		--source 'yard://test?count=1000000000' --question-mode hold --hold-every-s 5
+		--source 'yard://test?count=10000000' --question-mode hold --hold-every-s 5
 	;;
 *)
 	echo "usage: compose-start.sh secrets | identities | camera" >&2

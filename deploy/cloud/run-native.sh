@@ -195,6 +195,17 @@ answers() { # URL
 r.build_opener(r.ProxyHandler({})).open(sys.argv[1], timeout=2)' "$1"
 }
 
+# Does the service hold a scene of camera-1, so that one can ask?
+scene_held() {
+	"$python" -c 'import json, ssl, sys, urllib.request as r
+root, port, key = sys.argv[1:]
+trust = r.HTTPSHandler(context=ssl.create_default_context(cafile=root))
+url = f"https://localhost:{port}/v1/scenes?tenant=main&device=camera-1"
+asked = r.Request(url, headers={"Authorization": "Bearer " + open(key).read()})
+answer = json.load(r.build_opener(r.ProxyHandler({}), trust).open(asked, timeout=5))
+sys.exit(not answer["data"])' "$service/authority/roots.pem" "$api_port" "$keys/owner"
+}
+
 port() { # place usual
 	if [ -n "$ports" ]; then echo $((ports + $1)); else echo "$2"; fi
 }
@@ -461,7 +472,8 @@ fi
 if [ -d "$camera/identity" ]; then
 	reference=$("$python" -c 'import reference; print(reference.__path__[0])')
 	launch camera-1 edge-agent run --state-dir "$camera" --model "$reference/models/edge-a" --server "127.0.0.1:$device_port" \
-		--source 'yard://test?count=1000000000' --question-mode hold --hold-every-s 5 --output /dev/null 9>&-
+		--source 'yard://test?count=10000000' --question-mode hold --hold-every-s 5 --output /dev/null 9>&-
+	wait_for camera-1 300 scene_held
 fi
 
 name=$(printf '%s' "$names" | head -n 1)
