@@ -112,13 +112,13 @@ python=${environment:-$dir/environment}/bin/python3
 
 # --- processes ---------------------------------------------------------------------------------
 
-# A process's start time, so that another one with its number is not taken for it.
-started() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }
+# A process's start time, so that another one with its number is not taken for it; nothing for one that ended.
+started() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | awk '$1 != "Z" { print $20 }'; }
 pid_of() { cut -d' ' -f1 "$run/$1.pid" 2>/dev/null; }
 runs() {
 	[ -s "$run/$1.pid" ] || return 1
 	read -r pid since <"$run/$1.pid"
-	[ "$(started "$pid")" = "$since" ]
+	[ -n "$since" ] && [ "$(started "$pid")" = "$since" ]
 }
 
 launch() { # name command…
