@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Request
@@ -16,7 +17,7 @@ from cloud_server.api.visit import caller_of
 from cloud_server.frontend.shadowing.ledger import ShadowLedger
 from cloud_server.identity.caller import Caller
 from cloud_server.state.directory import LiveDirectory
-from protos.errors import MissingError
+from protos.errors import MissingError, StateError
 
 
 class LatestScene(BaseModel):
@@ -35,7 +36,10 @@ class DeviceEntry(BaseModel):
     tenant: str
     enabled: bool
     latest_scene: LatestScene | None = Field(description="null if none of its scenes is held")
-    drifting: bool = Field(description="whether the map no longer fits what its camera sees")
+    drifting: bool | None = Field(
+        description="whether the map no longer fits what its camera sees; null if nothing is "
+        "known: it has sent no pictures to measure, or the database cannot be read"
+    )
     fit: DeviceFit | None = Field(
         description="what its shadowed frames have shown, with the newest bundle; null if it has "
         "sent none"
@@ -89,11 +93,12 @@ class Devices:
 
         Raises:
             ForbiddenError: its key may not read.
-            StateError: the database cannot be used.
         """
         caller.require("read")
         of = tenant or caller.tenant
-        fits = await fits_of(self._ledger, of)
+        fits: dict[str, list[DeviceFit]] = {}
+        with contextlib.suppress(StateError):  # devices are known without the database
+            fits = await fits_of(self._ledger, of)
         return [
             self._entry(of, name, enabled, fits.get(name, []))
             for name, enabled in self._known(caller, of).items()
@@ -120,6 +125,6 @@ class Devices:
             tenant=tenant,
             enabled=enabled,
             latest_scene=latest,
-            drifting=bool(fits) and fits[0].drifting_since_s is not None,
+            drifting=fits[0].drifting_since_s is not None if fits else None,
             fit=fits[0] if fits else None,
         )

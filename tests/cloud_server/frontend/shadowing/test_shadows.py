@@ -23,6 +23,7 @@ from protos.neuralbridge.v1 import bridge_pb2_grpc
 from tests.cloud_server import stage
 from tests.cloud_server.front_end import running
 from tests.cloud_server.frontend.shadowing.sending import held, parts, send
+from tests.fakes.pages import fetch
 
 
 @pytest.fixture
@@ -170,16 +171,29 @@ def test_drift_is_counted_logged_and_shown_and_ends(
     paths: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     async def scene() -> None:
-        async with running(paths, log_level="info", shadow_questions=1) as server:
+        async with running(paths, log_level="info", shadow_questions=1, api_port=0) as server:
+
+            async def device() -> dict[str, Any]:
+                status, text = await asyncio.to_thread(fetch, server.api_port, "/v1/devices")
+                assert status == 200
+                (one,) = json.loads(text)["data"]
+                return dict(one)
+
             edge = await server.edge()
             (number,) = await held(edge, "count 1")
+            assert (shown := await device())["drifting"] is None and shown["fit"] is None
             # calibrated: a quarter of the canary's answers differ, and the margin
             sent = 0
             while not await server.metric('drift_alarms_total{bundle="fake"}'):
                 assert await send(server, parts(edge, number, b"1") * 10) == 10
                 sent += 10
                 assert sent <= 60
+            assert (shown := await device())["drifting"] and "calibrated" in shown["fit"]["cause"]
+            assert shown["fit"]["differ"]["mean"] == 1.0 and shown["fit"]["layer_errors"] == (
+                pytest.approx([0.4, 0.6])
+            )
             assert await send(server, parts(edge, number, b"0") * 40) == 40
+            assert (await device())["drifting"] is False
 
     asyncio.run(scene())
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line[:1] == "{"]
