@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy prometheus systemd emulator network machine examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference dist containers test-deploy clean
+.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy prometheus systemd emulator network machine examples example-node check bench bench-serve bench-edge test-faults test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference dist containers test-deploy clean browser test-page screenshots page-libraries
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -32,7 +32,7 @@ $(READY): pyproject.toml reference/pyproject.toml .ci/constraints.txt
 		"(Debian: apt install python3-venv)" >&2; rm -rf $(VENV); exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c .ci/constraints.txt -e '.[edge,video,cloud,postgresql,align,dev]' -e ./reference
+		-c .ci/constraints.txt -e '.[edge,video,cloud,postgresql,terminal,align,dev]' -e ./reference
 	@touch $@
 	@echo "setup: done"
 
@@ -46,7 +46,7 @@ test: $(READY) node postgresql gstreamer haproxy prometheus systemd ## The quick
 	@echo "test: pytest with $(WORKERS) workers; skipped tests are listed with their reason; make test-slow has the others"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
-test-slow: $(READY) node postgresql gstreamer haproxy prometheus systemd ## The slow tests: training, kills, every flipped byte; about 40 minutes
+test-slow: $(READY) node postgresql gstreamer haproxy prometheus systemd browser ## The slow tests: training, kills, every flipped byte; about 40 minutes
 	@echo "test-slow: pytest with $(WORKERS) workers; skipped tests are listed with their reason"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
 
@@ -95,6 +95,29 @@ prometheus: ## Prometheus and Alertmanager (without them rules, dashboards and a
 		echo "prometheus: apt-get install prometheus prometheus-alertmanager" && apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus prometheus-alertmanager; } || \
 		echo "prometheus: not there, so its tests are skipped (Debian: apt-get install prometheus prometheus-alertmanager)" >&2
+
+BROWSER := tests/browser/node_modules/.package-lock.json
+
+browser: node ## Chromium and axe-core (without them the live page is not tried in a browser)
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		echo "browser: apt-get install chromium" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } || \
+		echo "browser: no Chromium, so the live page is not tried in one (Debian: apt-get install chromium)" >&2
+	@[ tests/browser/package-lock.json -ot $(BROWSER) ] || ! command -v npm >/dev/null || \
+		(cd tests/browser && npm ci --fetch-retries=1 --fetch-timeout=60000 --ignore-scripts --no-audit --no-fund --loglevel=error) || \
+		echo "browser: npm ci failed, so the live page is not tried in a browser" >&2
+
+test-page: $(READY) browser ## The live page in headless Chromium: every view, live updates, an expired key, a dead server
+	@echo "test-page: pytest, a service with a fake engine and a browser in each test"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cloud_server/page
+
+screenshots: $(READY) browser ## Pictures of the live page for the README and the guides, into docs/page/
+	@echo "screenshots: the live page in headless Chromium, with the reference pair"
+	@NEURAL_BRIDGE_SCREENSHOTS=docs/page OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cloud_server/page/test_screenshots.py
+
+page-libraries: ## The live page's libraries again, from npm at their pinned versions
+	@.ci/page-libraries
 
 systemd: ## systemd-analyze (without it the units of deploy/jetson are not checked)
 	@command -v systemd-analyze >/dev/null || \

@@ -27,6 +27,7 @@ from cloud_server.commands import (
     restore,
     serve,
     tenants,
+    top,
     updates,
 )
 from protos.errors import ConfigError
@@ -41,6 +42,7 @@ COMMANDS = (
     build,
     serve,
     ask,
+    top,
     tenants,
     devices,
     keys,

@@ -16,6 +16,7 @@ from pydantic_settings import SettingsConfigDict
 
 from cloud_server.bundle_settings import BundleSettings
 from cloud_server.exposure import Exposure
+from cloud_server.page_settings import PageSettings
 from cloud_server.served import require_bundle, require_model
 from cloud_server.shadow_settings import ShadowSettings
 from cloud_server.state.quota import Quota
@@ -32,7 +33,7 @@ SETTINGS_FILE = "settings.toml"
 """The settings file in the directory that `cloud-server init` makes."""
 
 
-class Settings(BundleSettings, ShadowSettings, Exposure, TelemetrySettings):
+class Settings(BundleSettings, PageSettings, ShadowSettings, Exposure, TelemetrySettings):
     """The service's settings; units end the names, and `description` is what `--help` prints."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX)

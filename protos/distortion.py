@@ -176,12 +176,24 @@ def unfamiliarity(z: npt.ArrayLike, latent_mean: npt.ArrayLike, inv_cov: npt.Arr
     Raises:
         FrameMalformedError: The shapes do not fit.
     """
+    return float(np.sqrt(np.mean(_squares(z, latent_mean, inv_cov))))
+
+
+def unfamiliarity_of_tokens(
+    z: npt.ArrayLike, latent_mean: npt.ArrayLike, inv_cov: npt.ArrayLike
+) -> Doubles:
+    """Each token's own distance, `sqrt((z-μ)ᵀ Σ⁻¹ (z-μ) / r)`, [T]; arguments: `unfamiliarity`."""
+    return np.sqrt(_squares(z, latent_mean, inv_cov))
+
+
+def _squares(z: npt.ArrayLike, latent_mean: npt.ArrayLike, inv_cov: npt.ArrayLike) -> Doubles:
+    """Squared distances of tokens, divided by the rank; 0 where rounding makes one negative."""
     latents = np.asarray(z, dtype=np.float64)
     inverse = np.asarray(inv_cov, dtype=np.float64)
     _check_latents(latents, inverse)
     away = latents - np.asarray(latent_mean, dtype=np.float64)
-    square = float(np.einsum("tr,tr->", away @ inverse, away)) / away.size
-    return float(np.sqrt(max(0.0, square)))
+    squares: Doubles = np.einsum("tr,tr->t", away @ inverse, away) / away.shape[1]
+    return np.maximum(squares, 0.0)
 
 
 def round_trip(x_norm: npt.ArrayLike, again: npt.ArrayLike) -> float:

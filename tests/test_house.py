@@ -248,7 +248,7 @@ def _third_party(prefixes: tuple[str, ...]) -> dict[str, str]:
     ("prefixes", "extras", "besides"),
     [
         (("protos", "edge_agent", *BASE), ("edge", "edge-torch", "video", "dev"), set()),
-        (("protos", "cloud_server", *ROOMS), ("cloud", "align", "dev"), {"tensorrt"}),
+        (("protos", "cloud_server", *ROOMS), ("cloud", "terminal", "align", "dev"), {"tensorrt"}),
     ],
     ids=["edge", "cloud"],
 )

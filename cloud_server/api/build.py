@@ -25,6 +25,7 @@ from cloud_server.frontend.access.access import Access
 from cloud_server.frontend.bridge import Bridge
 from cloud_server.frontend.scenes import HeldScenes
 from cloud_server.metrics import Metrics
+from cloud_server.page.build import page_routers
 from cloud_server.settings import Settings
 from cloud_server.throttle import Throttle
 from protos.process.logs import Logger
@@ -63,6 +64,7 @@ def http_port(
         Scenes(held).router(),
         health.router(not_ready),
     ]
+    routers += page_routers(settings, bridge, scenes, held, access, log)
     routers += _management(access)
     most = len(base64.b64encode(bytes(settings.max_picture_bytes))) + _JSON_BYTES
     bodies = Bodies(most, settings.body_memory_bytes)

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from protos.errors import BridgeError, ConfigError, OfflineError, OverloadedError, from_code
 
 _TIMEOUT_S = 120.0
+_SILENT_S = 30.0
+"""A feed says something every ten seconds."""
 _MOST_BYTES = 4 << 20
 
 
@@ -89,12 +91,52 @@ class Client:
         except (OSError, http.client.HTTPException) as error:
             raise OfflineError(f"{self._url}: the answer broke off: {error}") from error
 
-    def _open(self, method: str, path: str, body: bytes | None) -> http.client.HTTPResponse:
+    def look(self, path: str) -> dict[str, Any]:
+        """What a path says.
+
+        Raises:
+            OfflineError: the service cannot be reached, or went away.
+            BridgeError: the service's own error.
+        """
+        raw = self._open("GET", path, None).read(_MOST_BYTES + 1)
+        try:
+            return dict(json.loads(raw))
+        except (TypeError, ValueError) as error:
+            raise OfflineError(f"{self._url}{path}: no JSON object: {error}") from error
+
+    def follow(self, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The server-sent events of a path: their names and what they say, until they end.
+
+        Raises:
+            OfflineError: the service cannot be reached, or went away.
+            BridgeError: the service's own error.
+        """
+        reply, name = self._open("GET", path, None, _SILENT_S), "message"
+        try:
+            while line := reply.readline(_MOST_BYTES):
+                field, _, text = line.decode("utf-8", "replace").strip().partition(": ")
+                if field == "event":
+                    name = text
+                elif field == "data":
+                    said = json.loads(text)
+                    if name == "message" and "error" in said:
+                        raise _typed(said["error"])
+                    yield name, said
+                elif not field:
+                    name = "message"
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise OfflineError(f"{self._url}: the feed broke off: {error}") from error
+        finally:
+            reply.close()
+
+    def _open(
+        self, method: str, path: str, body: bytes | None, timeout_s: float = _TIMEOUT_S
+    ) -> http.client.HTTPResponse:
         if self._context is None:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_S)
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
         else:
             connection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=_TIMEOUT_S, context=self._context
+                self._host, self._port, timeout=timeout_s, context=self._context
             )
         try:
             connection.request(method, path, body, self._headers)

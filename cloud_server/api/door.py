@@ -24,14 +24,20 @@ from cloud_server.frontend.access.access import Access
 from cloud_server.frontend.access.gate import owner_of
 from cloud_server.frontend.admission.quotas import Quotas
 from cloud_server.identity.caller import ANYONE
-from cloud_server.identity.identify import bearer_of
+from cloud_server.identity.cookies import LONGEST, NAME, Cookie
+from cloud_server.identity.identify import Credential, bearer_of
 from cloud_server.metrics import Metrics
+from cloud_server.page import files
+from cloud_server.page.signing_in import SIGN_IN, SIGN_OUT
 from cloud_server.throttle import Throttle
-from protos.errors import BridgeError
+from protos.errors import BridgeError, ForbiddenError
 from protos.process.logs import Logger
 
-OPEN_PATHS = (health.PATH, DESCRIPTION_PATH)
-"""Paths that need no key."""
+OPEN_PATHS = (health.PATH, DESCRIPTION_PATH, "/", files.PATH, SIGN_IN, SIGN_OUT)
+"""Paths that need no key; so do those of the page's files."""
+PAGE_HEADER = "x-neural-bridge-page"
+"""The live page's own scripts send it; a form or script of another site cannot."""
+_SAFE = ("GET", "HEAD")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 _ID_BYTES = 16
 
@@ -104,10 +110,15 @@ class Door:
     async def _serve(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         with ExitStack() as stack:
-            if scope["path"] not in OPEN_PATHS:
-                key = bearer_of(headers.get("authorization", ""))
-                visit.caller = self._access.identities.bearer(key)
-                stack.enter_context(self._access.held(key, visit.caller))
+            path = scope["path"]
+            if path in (SIGN_IN, SIGN_OUT):
+                _require_own_page(headers)
+            if path not in OPEN_PATHS and not path.startswith(files.FILES):
+                credential = credential_of(headers)
+                if isinstance(credential, Cookie) and scope["method"] not in _SAFE:
+                    _require_own_page(headers)
+                visit.caller = self._access.identities.of(credential)
+                stack.enter_context(self._access.held(credential, visit.caller))
                 self._charge(visit, headers)
             bounded = stack.enter_context(self._bodies.bounded(headers, receive))
             await self._app(scope, bounded, send)
@@ -144,3 +155,27 @@ class Door:
                 caller=visit.caller.name,
                 ms=round(seconds * 1e3, 3),
             )
+
+
+def credential_of(headers: Headers) -> Credential:
+    """The key of a request; without one the cookie of the live page; else an empty string."""
+    if "authorization" in headers:
+        return bearer_of(headers["authorization"])
+    for part in headers.get("cookie", "").split(";"):
+        name, _, text = part.strip().partition("=")
+        if name == NAME and text:
+            return Cookie(text[: LONGEST + 1])
+    return ""
+
+
+def _require_own_page(headers: Headers) -> None:
+    """Refuse what another site makes a browser send.
+
+    Raises:
+        ForbiddenError: the request does not come from the live page's own scripts.
+    """
+    if PAGE_HEADER not in headers or headers.get("sec-fetch-site", "same-origin") != "same-origin":
+        raise ForbiddenError(
+            f"a request with a cookie comes from the live page alone, with the header "
+            f"'{PAGE_HEADER}: 1'; programs send 'authorization: Bearer KEY'"
+        )

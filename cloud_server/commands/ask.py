@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
-from protos.errors import ConfigError
+from cloud_server.commands import reaching
 from protos.process import console
 from protos.process.console import printable
-
-_URL, _KEY = "NEURAL_BRIDGE_URL", "NEURAL_BRIDGE_KEY"
-_DEFAULT_URL = "https://localhost:8443"
-_LONGEST_KEY = 4096
 
 
 def add(commands: argparse._SubParsersAction[Any]) -> None:
@@ -44,24 +38,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         help="refuse the question if the answer's risk (0 to 1) is higher",
     )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer, in tokens")
-    parser.add_argument(
-        "--url", help=f"URL of the HTTP port (default: {_URL}, else {_DEFAULT_URL})"
-    )
-    parser.add_argument(
-        "--key-file", type=Path, metavar="FILE", help=f"file with the key (default: {_KEY})"
-    )
-    parser.add_argument(
-        "--roots",
-        type=Path,
-        metavar="FILE",
-        help="PEM file of the roots to trust (default: those of --directory, else the system's)",
-    )
-    parser.add_argument(
-        "--directory",
-        type=Path,
-        metavar="DIR",
-        help="directory of a service on this machine, for its roots",
-    )
+    reaching.add(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(command=run)
 
@@ -72,11 +49,9 @@ def run(given: argparse.Namespace) -> int:
     Raises:
         BridgeError: the service's error, or `OfflineError`.
     """
-    from cloud_server.api.client import Asking, Client
+    from cloud_server.api.client import Asking
 
-    client = Client(
-        given.url or os.environ.get(_URL) or _DEFAULT_URL, _key(given.key_file), _roots(given)
-    )
+    client = reaching.client_of(given)
     asking = Asking(
         device=given.device,
         question=given.question,
@@ -102,33 +77,6 @@ def run(given: argparse.Namespace) -> int:
         sys.stdout.flush()
         sys.stderr.write(_rests_on(last["bridge"]) + "\n")
     return 0
-
-
-def _key(file: Path | None) -> str:
-    """The key; empty if there is none, as for a service without identities.
-
-    Raises:
-        ConfigError: the file holds no key.
-    """
-    if file is None:
-        return os.environ.get(_KEY, "").strip()
-    with file.open("rb") as opened:
-        text = opened.read(_LONGEST_KEY + 1).decode("ascii", "replace").strip()
-    if not text or len(text) > _LONGEST_KEY or not text.isprintable() or " " in text:
-        raise ConfigError(f"{file} holds no key: write the key that 'cloud-server keys add' shows")
-    return text
-
-
-def _roots(given: argparse.Namespace) -> Path | None:
-    """The file of roots; None for the system's."""
-    from cloud_server.identity.authority import ROOTS
-    from cloud_server.identity.tls import AUTHORITY
-    from cloud_server.settings import PREFIX
-
-    if given.roots is not None:
-        return Path(given.roots)
-    directory = given.directory or os.environ.get(f"{PREFIX}DIRECTORY")
-    return Path(directory) / AUTHORITY / ROOTS if directory else None
 
 
 def _rests_on(bridge: dict[str, Any]) -> str:

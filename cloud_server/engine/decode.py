@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import structlog
 
-from cloud_server.engine.jobs import Job
+from cloud_server.engine.jobs import FAR_STEPS, Job
 from cloud_server.engine.latents import LatentMemory
 from projector.bundle.load import Bundle
 from projector.codec.deltas import Held
 from projector.codec.encoder import Encoder
+from protos.distortion import unfamiliarity_of_tokens
 from protos.errors import FrameMalformedError, MissingKeyFrameError, UnknownSceneError
 from protos.points import RAW_KV_FP8, RAW_KV_FP8_POINT, OperatingPoint
 
@@ -59,6 +61,17 @@ def moments_score(bundle: Bundle, job: Job, held: Held) -> float:
         return math.nan
     moved = held.latents[held.kept] - bundle.encoder.centre[held.kept]
     return bundle.service_risk.moments_score(moved)
+
+
+def far_of(bundle: Bundle, job: Job, held: Held) -> bytes:
+    """How far each token of a scene is from usual, one byte each (`Accepted.far`)."""
+    encoder = bundle.encoder
+    far = np.zeros(len(held.kept), dtype=np.uint8)
+    if held.kept.any() and _point(job, encoder).kind != "raw_kv":
+        latents = held.latents[held.kept]
+        found = unfamiliarity_of_tokens(latents, encoder.latent_mean, encoder.latent_inv_cov)
+        far[held.kept] = np.clip(np.rint(found * FAR_STEPS), 1, 255)
+    return far.tobytes()
 
 
 def _point(job: Job, encoder: Encoder) -> OperatingPoint:

@@ -268,6 +268,9 @@ class Status(_Sent, frozen=True):
     resident_bytes: int = 0
 
 
+FAR_STEPS = 32
+
+
 class Accepted(_Sent, frozen=True):
     """The frame is decoded and its scene is held. Last event of a job without a question.
 
@@ -276,6 +279,9 @@ class Accepted(_Sent, frozen=True):
         warnings: names of reasons not to rely on answers about the scene.
         moments_score: `RiskModel.moments_score` by the service's guard; NaN without a guard,
         minus infinity for a picture, which has no risk.
+        far: how far each token of the grid is from usual, one byte each: 0 if it is not known, else
+        its distance (`unfamiliarity_of_tokens`, about 1 is usual) times `FAR_STEPS`; empty for a
+        picture.
     """
 
     job: int
@@ -285,6 +291,7 @@ class Accepted(_Sent, frozen=True):
     inject_s: float
     warnings: list[str] = []
     moments_score: float = math.nan
+    far: bytes = b""
 
 
 class TokenMade(_Sent, frozen=True):

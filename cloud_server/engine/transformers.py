@@ -21,7 +21,7 @@ from cloud_server.engine import crop, feedback, inject, load, warm_up
 from cloud_server.engine.answer import Answering
 from cloud_server.engine.base import Emit, Engine
 from cloud_server.engine.bundles import LoadedBundles
-from cloud_server.engine.decode import decode, moments_score
+from cloud_server.engine.decode import decode, far_of, moments_score
 from cloud_server.engine.frame_numbers import FrameNumbers
 from cloud_server.engine.jobs import (
     Accepted,
@@ -340,6 +340,7 @@ class TransformersEngine(Engine):
                 held = decode(job, bundle.encoder, self._latents)
                 work.tokens = len(held.latents) if bundle.encoder.text else 0
                 work.moments_score = moments_score(bundle, job, held)
+                work.far = far_of(bundle, job, held)
                 frames.setdefault(job.bundle, []).append((work, held))
             except FrameNumberError as error:
                 self._fail(work, error)
@@ -401,6 +402,7 @@ class TransformersEngine(Engine):
                     inject_s=inject_s,
                     warnings=work.warnings,
                     moments_score=work.moments_score,
+                    far=work.far,
                 )
             )
 

@@ -26,7 +26,7 @@ class Work:
         question: its token ids.
         decode_s: from payload to latents, or from file to picture.
         warnings: names of reasons not to rely on answers about the scene.
-        moments_score: as in `Accepted`.
+        moments_score, far: as in `Accepted`.
         tokens: number of tokens of a text; 0 for all tokens of a picture.
         scene: where the injected scene is, until its question was prefilled.
         prefill_s: time of the question's prefill.
@@ -42,6 +42,7 @@ class Work:
     decode_s: float = 0.0
     warnings: list[str] = field(default_factory=list)
     moments_score: float = math.nan
+    far: bytes = b""
     tokens: int = 0
     scene: Scene | None = None
     prefill_s: float = 0.0

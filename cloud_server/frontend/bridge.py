@@ -59,6 +59,8 @@ class Bridge:
         under_way: sends requests to the engine.
         quotas: counts requests against quotas.
         shadows: measures shadowed pictures.
+        teller: says how each request ended.
+        fleet: the devices that take orders here.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class Bridge:
         metrics.fresh_sessions.set_function(lambda: sessions.fresh)
         limits, refusals = settings.limits, Refusals(telemetry, log, few)
         crops = Crops(settings, under_way, metrics, log, quotas, few)
-        teller = Teller(telemetry, sessions, scenes, under_way, refusals, log, crops)
+        self.teller = teller = Teller(telemetry, sessions, scenes, under_way, refusals, log, crops)
         self._outboxes = outboxes = Outboxes(
             memory.room("outboxes"), settings.outbox_memory_bytes, settings.reader_s
         )
@@ -120,7 +122,7 @@ class Bridge:
         self._feedback = FeedbackSender(
             limits, sessions, under_way, telemetry, refusals, log, gate, quotas
         )
-        self._fleet = fleet = Fleet(access.store, metrics, log, few)
+        self.fleet = fleet = Fleet(access.store, metrics, log, few)
         self._attendance = Attendance(
             access.store, access.live, gate, metrics, refusals, log, few, front_end_name(), fleet
         )
@@ -192,7 +194,7 @@ class Bridge:
         self._beside = [
             asyncio.create_task(self._outboxes.watch()),
             asyncio.create_task(self._attendance.run()),
-            asyncio.create_task(self._fleet.run()),
+            asyncio.create_task(self.fleet.run()),
             asyncio.create_task(self.shadows.run()),
         ]
 

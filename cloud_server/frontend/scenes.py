@@ -41,6 +41,7 @@ class HeldScene(Struct, frozen=True, eq=False):
         delta: whether the frame holds what changed since an earlier one.
         payload_bytes: size of this frame's payload; for a delta frame, of the change.
         moments_score: score of the service's guard, measured by the engine.
+        far: how far each token is from usual (`Accepted.far`); empty if the engine did not say.
         risk_model: the service's guard in the bundle, if it has one.
         fallback: why the device sent a picture; empty without a cause.
         warnings: names of reasons not to rely on answers.
@@ -68,6 +69,7 @@ class HeldScene(Struct, frozen=True, eq=False):
     warnings: tuple[str, ...]
     accepted_at: float
     rebuildable: bool = True
+    far: bytes = b""
 
     @property
     def risk(self) -> float | None:

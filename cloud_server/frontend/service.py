@@ -8,7 +8,6 @@ It imports no tensor library.
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
 import json
 import os
@@ -37,7 +36,6 @@ from cloud_server.frontend.versions.plans import DatabasePlan, Plan, SettingsPla
 from cloud_server.frontend.versions.rollout import Rollout
 from cloud_server.metrics import Metrics
 from cloud_server.settings import PREFIX, Settings
-from cloud_server.state.directory import LiveDirectory
 from cloud_server.throttle import Throttle
 from protos.errors import BridgeError
 from protos.process.console import ReaderGoneError
@@ -146,7 +144,7 @@ class Service:
             settings.held_scene_bytes, lambda tenant, device: access.quota_of(tenant, device).scenes
         )
         if access.live is not None:
-            _forget_removed(access.live, scenes)
+            access.live.on_removal(scenes.forget)
         metrics.held_scenes.set_function(lambda: len(scenes))
         metrics.held_scene_bytes.set_function(lambda: scenes.bytes)
         engines = Engines(settings, directory, self._spawn, scenes, metrics, log, health.look)
@@ -224,18 +222,6 @@ def serve(settings: Settings, again: Callable[[], Settings], file: Path | None) 
         await service.run()
 
     asyncio.run(run())
-
-
-def _forget_removed(live: LiveDirectory, scenes: HeldScenes) -> None:
-    """Drop the scenes of each device that is removed, before another one gets its name."""
-    before = live.now
-
-    def forget() -> None:
-        nonlocal before
-        earlier, before = before, live.now
-        scenes.forget(functools.partial(before.lost, earlier))
-
-    live.changed(forget)
 
 
 def announce(line: str) -> None:

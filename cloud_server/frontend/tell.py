@@ -9,7 +9,8 @@ import asyncio
 import logging
 import secrets
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
 
 from cloud_server.engine.jobs import Accepted, Answered, Failed, Job, JobEvent, TokenMade
 from cloud_server.frontend.answers import Computation
@@ -108,6 +109,10 @@ class Stream:
         return [computation for computation, _ in waiting.values() if not computation.heard]
 
 
+End: TypeAlias = "pb.Answer | BridgeError | None"
+"""How a request ended: its answer, why it was refused, or None for a frame that is held."""
+
+
 class Teller:
     """Turns the engine's events into the client's.
 
@@ -119,6 +124,9 @@ class Teller:
         refusals: where refusals are counted.
         log: a bound logger.
         crops: asks for crops.
+
+    Attributes:
+        ends: called with each request that has ended.
     """
 
     def __init__(
@@ -134,6 +142,7 @@ class Teller:
         self._telemetry, self._sessions, self._under_way = telemetry, sessions, under_way
         self._scenes, self._crops = scenes, crops
         self._refusals, self._log = refusals, log
+        self.ends: list[Callable[[Asked, Computation, Job, End], None]] = []
 
     def hear(
         self, asked: Asked, computation: Computation, job: Job, said: JobEvent | BridgeError
@@ -155,6 +164,7 @@ class Teller:
             self._sessions.refused(job.bundle, computation.owner, said)
             self._under_way.end(asked.id, computation, None)
             computation.emit("refused", refused(said))
+            self._ended(asked, computation, job, said)
 
     def _accepted(self, asked: Asked, computation: Computation, job: Job, said: Accepted) -> None:
         computation.accepted = said
@@ -172,6 +182,8 @@ class Teller:
         if not computation.question:
             self._under_way.end(asked.id, computation, None)
         computation.emit("accepted", pb.Accepted(distortion=computation.distortion))
+        if not computation.question:
+            self._ended(asked, computation, job, None)
         if isinstance(asked, Session) and job.has_frame:
             risk = self._risk(asked, computation)
             if risk is not None:
@@ -237,6 +249,11 @@ class Teller:
                 total_ms=round((time.monotonic_ns() - computation.received_ns) / 1e6, 3),
             )
         computation.emit("answer", answer)
+        self._ended(asked, computation, job, answer)
+
+    def _ended(self, asked: Asked, computation: Computation, job: Job, end: End) -> None:
+        for told in self.ends:
+            told(asked, computation, job, end)
 
     async def write(self, outbox: Outbox, context: Any) -> None:
         """Write a stream's events until it ends, and take the time when each leaves."""
@@ -309,4 +326,11 @@ def _scene_of(session: Session, computation: Computation, job: Job) -> HeldScene
         fallback=computation.fallback,
         warnings=tuple(computation.warnings),
         accepted_at=time.time(),
+        far=_far_of(computation, job),
     )
+
+
+def _far_of(computation: Computation, job: Job) -> bytes:
+    """As the engine said, if that is one byte a token."""
+    said = b"" if computation.accepted is None else computation.accepted.far
+    return said if len(said) == len(job.kept) else b""

@@ -7,6 +7,7 @@ database's token changes. While the database cannot be read, the last snapshot s
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
 from collections import defaultdict
@@ -136,6 +137,7 @@ class Directory:
         self.token = token
         self._tenants, self._devices = tenants, devices
         self._certificates, self._keys = certificates, keys
+        self._keys_by_id = {key.id: (digest, key) for digest, key in keys.items()}
         self._of_tenant: dict[str, list[Device]] = defaultdict(list)
         for device in devices.values():
             self._of_tenant[device.tenant].append(device)
@@ -240,6 +242,10 @@ class Directory:
         """An enabled key of an enabled tenant, by the SHA-256 of its text."""
         return self._keys.get(sha256)
 
+    def key_by_id(self, id: str) -> tuple[str, Key] | None:
+        """An enabled key of an enabled tenant, by its id; also the SHA-256 of its text."""
+        return self._keys_by_id.get(id)
+
     def quota(self, tenant: str, device: str | None = None) -> Quota:
         """Quota of one device; without a device, of the whole tenant."""
         found = self._quotas.get((tenant, device))
@@ -315,6 +321,22 @@ class LiveDirectory:
     def changed(self, callback: Callable[[], None]) -> None:
         """Call a function in the event loop whenever `now` was replaced."""
         self._callbacks.append(callback)
+
+    def on_removal(self, forget: Callable[[Callable[[str, str], bool]], None]) -> None:
+        """Call a function whenever `now` was replaced, with a test of what was removed.
+
+        Args:
+            forget: given a function that says of a tenant and a device's name whether that device
+                was removed since the last call; its name may be in use again.
+        """
+        before = self.now
+
+        def removed() -> None:
+            nonlocal before
+            earlier, before = before, self.now
+            forget(functools.partial(before.lost, earlier))
+
+        self.changed(removed)
 
     def change_defaults(self, each_device: Quota, each_tenant: Quota) -> None:
         """Change the default bounds; the next look at the database uses them."""

@@ -181,7 +181,8 @@ class FakeEngine(Engine):
             self._scenes.add(job.scene)
         self._numbers.end_step()
         score = 0.0 if self._bundles.get(job.bundle, {}).get("risky") else math.nan
-        self._emit(Accepted(job.id, 0.001, 0.001, 0.001, 0.001, moments_score=score))
+        far = bytes(48 * bool(each) for each in job.kept)
+        self._emit(Accepted(job.id, 0.001, 0.001, 0.001, 0.001, moments_score=score, far=far))
         if job.question == "begin":
             self._emit(TokenMade(job.id, 0, "0 "))
         if job.question in ("hold", "begin"):

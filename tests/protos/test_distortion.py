@@ -64,6 +64,8 @@ def test_unfamiliarity_is_about_1_on_calibration_data_and_grows_away_from_it() -
     assert distortion.unfamiliarity(mean[None], mean, inverse) == 0
     one = np.array([[1.0, 2.0]])
     assert distortion.unfamiliarity(one, [0, 0], np.diag([4, 1])) == pytest.approx(math.sqrt(8 / 2))
+    each = distortion.unfamiliarity_of_tokens([[0, 0], *one], [0, 0], np.diag([4, 1]))
+    assert each == pytest.approx([0, math.sqrt(8 / 2)])
 
 
 def test_cosine_is_the_mean_over_rows() -> None:

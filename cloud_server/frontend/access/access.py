@@ -18,7 +18,8 @@ from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.telemetry import Telemetry
 from cloud_server.identity import certificates as made
 from cloud_server.identity.caller import Caller
-from cloud_server.identity.identify import Identities, Nobody, bearer_of
+from cloud_server.identity.cookies import Cookies
+from cloud_server.identity.identify import Credential, Identities, Nobody, bearer_of
 from cloud_server.identity.tls import ServerTls, secrets_in_reach
 from cloud_server.settings import Settings
 from cloud_server.state.directory import LiveDirectory
@@ -102,7 +103,8 @@ class Access:
         )
         for path, why in secrets_in_reach(settings.directory):
             log.warning("a private key is in reach", file=str(path), why=why)
-        self.identities = identities = Identities(live)
+        cookies = Cookies(lambda: tls.authority.intermediate)
+        self.identities = identities = Identities(live, cookies=cookies)
         self._calls = calls = OpenCalls(
             identities,
             self._refusals,
@@ -167,9 +169,13 @@ class Access:
         """
         return handler if self._calls is None else self._calls.guarded(handler, name, _operates)
 
-    def held(self, key: str, caller: Caller) -> AbstractContextManager[None]:
+    def held(self, credential: Credential, caller: Caller) -> AbstractContextManager[None]:
         """An HTTP request is open while the block runs (see `OpenCalls.held`)."""
-        return contextlib.nullcontext() if self._calls is None else self._calls.held(key, caller)
+        return (
+            contextlib.nullcontext()
+            if self._calls is None
+            else self._calls.held(credential, caller)
+        )
 
     def may_see_metrics(self, header: str) -> None:
         """Check the caller of /metrics. Any thread may call it.

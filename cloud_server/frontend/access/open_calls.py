@@ -162,19 +162,19 @@ class OpenCalls:
             await self._refusals.abort(context, error, name)
 
     @contextmanager
-    def held(self, key: str, caller: Caller) -> Iterator[None]:
+    def held(self, credential: Credential, caller: Caller) -> Iterator[None]:
         """An HTTP request is open while the block runs.
 
         Args:
-            key: the caller's bearer key.
+            credential: the caller's bearer key or cookie.
             caller: the caller.
 
         Raises:
-            UnauthenticatedError: the key became invalid meanwhile; the block was cancelled.
+            UnauthenticatedError: the credential became invalid meanwhile; the block was cancelled.
             OverloadedError: its caller has too many open already.
         """
         self._require_room(caller)
-        with self._held(None, (key, caller)) as call:
+        with self._held(None, (credential, caller)) as call:
             try:
                 yield
             except asyncio.CancelledError:

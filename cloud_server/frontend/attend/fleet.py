@@ -48,6 +48,9 @@ class Fleet:
         log: a bound logger.
         few: lets the first log lines of a kind pass.
         clock: seconds since 1970.
+
+    Attributes:
+        changes: called with each device that comes, leaves or says how it is.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Fleet:
         self._store, self._metrics, self._log, self._few = store, metrics, log, few
         self._clock = clock
         self._present: dict[str, Present] = {}
+        self.changes: list[Callable[[Present], None]] = []
         metrics.attending.set_function(lambda: len(self._present))
         metrics.known_devices.set(0.0 if store is None else math.nan)
         metrics.agent_devices.read_from(self._versions)
@@ -79,15 +83,18 @@ class Fleet:
         if before is not None:
             self._present[device_id].vitals = before.vitals
             self._present[device_id].at_s = before.at_s
+        self._tell(self._present[device_id])
 
     def left(self, device_id: str) -> None:
         """A device takes no orders here any more."""
-        self._present.pop(device_id, None)
+        if left := self._present.pop(device_id, None):
+            self._tell(left)
 
     def said(self, device_id: str, vitals: pb.Vitals) -> None:
         """A device's vitals have come; those of one that takes no orders here are not kept."""
         if present := self._present.get(device_id):
             present.vitals, present.at_s = vitals, self._clock()
+            self._tell(present)
 
     def of(self, device_id: str) -> Present | None:
         """A device that takes orders here."""
@@ -103,6 +110,10 @@ class Fleet:
                 if self._few.passes("known_devices"):
                     self._log.warning("devices_not_counted", cause=error.message)
             await asyncio.sleep(_COUNT_S)
+
+    def _tell(self, present: Present) -> None:
+        for told in self.changes:
+            told(present)
 
     # --------------------------------------------- samples, in the thread of the metrics port
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ async def what(caller: Manager, method: str, path: str, body: Any = None) -> tup
     return reply.status_code, reply.text
 
 
+async def first_event(caller: Manager, path: str) -> dict[str, Any]:
+    """What the first server-sent event of a feed says."""
+    async with caller.http.stream("GET", path) as feed:
+        async for line in feed.aiter_lines():
+            if line.startswith("data: "):
+                return dict(json.loads(line[6:]))
+    raise AssertionError("the feed said nothing")
+
+
 def test_no_route_shows_a_tenant_anothers_data(paths: dict[str, Any], tmp_path: Path) -> None:
     async def work() -> None:
         async with managed(paths, tmp_path) as (it, caller):
@@ -48,7 +58,7 @@ def test_no_route_shows_a_tenant_anothers_data(paths: dict[str, Any], tmp_path: 
             }
             assert len(set(scenes.values())) == 2
             # The same idempotency key of both: neither gets the other's answer.
-            ids = set()
+            ids: dict[str, str] = {}
             for tenant, one in callers.items():
                 part = {"type": "scene", "device": devices[tenant]}
                 reply = await one.http.post(
@@ -57,8 +67,8 @@ def test_no_route_shows_a_tenant_anothers_data(paths: dict[str, Any], tmp_path: 
                     headers={"idempotency-key": "the same"},
                 )
                 assert reply.json()["bridge"]["scene"] == scenes[tenant]
-                ids.add(reply.json()["id"])
-            assert len(ids) == 2
+                ids[tenant] = reply.json()["id"].removeprefix("chatcmpl-")
+            assert len(set(ids.values())) == 2
             pick = random.Random(7)
             for _ in range(120):
                 mine, other = pick.sample(sorted(callers), 2)
@@ -70,6 +80,18 @@ def test_no_route_shows_a_tenant_anothers_data(paths: dict[str, Any], tmp_path: 
                         (("GET", f"/v1/scenes/{scene}{query}"), ("GET", f"/v1/scenes/{NEVER}")),
                         (("GET", f"/v1/devices/{device}{query}"), ("GET", "/v1/devices/nobody")),
                         (("GET", f"/v1/scenes?device={device}"), ("GET", "/v1/scenes?device=no-9")),
+                        (
+                            ("GET", f"/v1/live/devices/{device}{query}"),
+                            ("GET", "/v1/live/devices/nobody"),
+                        ),
+                        (
+                            ("GET", f"/v1/live/devices/{device}/requests/{ids[other]}{query}"),
+                            ("GET", f"/v1/live/devices/nobody/requests/{NEVER}"),
+                        ),
+                        (
+                            ("GET", f"/v1/live/events?device={device}{query.replace('?', '&')}"),
+                            ("GET", "/v1/live/events?device=nobody"),
+                        ),
                         (
                             (
                                 "POST",
@@ -119,9 +141,22 @@ def test_no_route_shows_a_tenant_anothers_data(paths: dict[str, Any], tmp_path: 
                 assert text.replace("latest", NEVER) == text_never, made
             listed = [(await one("GET", "/v1/scenes"))[1]["data"] for one in callers.values()]
             assert [{s["device"] for s in some} for some in listed] == [{"gate-3"}, {"gate-9"}]
+            for tenant, one in callers.items():
+                for query in ("", "?tenant=acme", "?tenant=globex"):
+                    rows = (await one("GET", f"/v1/live/fleet{query}"))[1]["rows"]
+                    mine = [devices[tenant]] if query[8:] in ("", tenant) else []
+                    assert [row["device"] for row in rows] == mine, (tenant, query)
+                    told = (await first_event(one, f"/v1/live/events{query}"))["rows"]
+                    assert [row["device"] for row in told] == mine, (tenant, query)
+                seen_request = await one(
+                    "GET", f"/v1/live/devices/{devices[tenant]}/requests/{ids[tenant]}"
+                )
+                assert seen_request[1]["answer"] == "0 1"
             root = await caller(
                 it.premises.key("service", "root", kind="operator", scopes=("ask", "read"))
             )
+            rows = (await root("GET", "/v1/live/fleet"))[1]["rows"]
+            assert [row["device"] for row in rows] == ["gate-3", "gate-9"]
             for tenant, device in devices.items():
                 url = {
                     "type": "image_url",
@@ -143,6 +178,9 @@ def test_a_key_for_some_devices_and_a_key_without_a_scope_do_no_more(
             narrow = await caller(it.premises.key("acme", "narrow", devices=("gate-3",)))
             assert [d["id"] for d in (await narrow("GET", "/v1/devices"))[1]["data"]] == ["gate-3"]
             assert len((await narrow("GET", "/v1/scenes"))[1]["data"]) == 1
+            rows = (await narrow("GET", "/v1/live/fleet"))[1]["rows"]
+            assert [row["device"] for row in rows] == ["gate-3"]
+            assert (await narrow("GET", "/v1/live/devices/gate-4"))[0] == 404
             model = (await narrow("GET", "/v1/models"))[1]["data"][0]["id"]
             for device, status in (("gate-3", 200), ("gate-4", 404)):
                 asked = question(model, {"type": "scene", "device": device})
@@ -153,7 +191,8 @@ def test_a_key_for_some_devices_and_a_key_without_a_scope_do_no_more(
                 asked = question(model, part)
                 assert (await reader("POST", "/v1/chat/completions", asked))[0] == 403
             asker = await caller(it.premises.key("acme", "asker", scopes=("ask",)))
-            assert (await asker("GET", "/v1/scenes"))[0] == 403
+            for path in ("scenes", "live/fleet", "live/devices/gate-3", "live/events"):
+                assert (await asker("GET", f"/v1/{path}"))[0] == 403, path
 
     asyncio.run(work())
 
@@ -174,6 +213,12 @@ def test_scenes_of_a_removed_device_are_not_seen_under_the_same_name(
             while len(left := (await dash("GET", "/v1/scenes"))[1]["data"]) == 2:
                 await asyncio.sleep(0.01)
             assert [one["device"] for one in left] == ["gate-4"]
+            gone = (await dash("GET", "/v1/live/devices/gate-3"))[1]
+            assert (gone["row"]["heard_at"], gone["requests"], gone["timeline"]["at"]) == (
+                None,
+                [],
+                [],
+            )
 
     asyncio.run(work())
 

@@ -1,0 +1,1 @@
+"""Measures what people watch the service with."""

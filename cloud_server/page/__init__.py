@@ -1,0 +1,1 @@
+"""The live page: what the front end remembers for it, its views, its files."""
