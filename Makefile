@@ -201,7 +201,7 @@ test-faults: $(READY) haproxy ## Thousands of faults injected into a service und
 	@NEURAL_BRIDGE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -q -s --timeout 3600
 
 test-alerts: $(READY) prometheus ## A service breaks and the right receiver hears of it; every panel's query has data (about 5 minutes)
-	@echo "test-alerts: a real Prometheus and Alertmanager, twenty times faster than in earnest"
+	@echo "test-alerts: a real Prometheus and Alertmanager, ten times faster than in earnest"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system/test_alerts.py tests/deploy/test_monitoring.py -q -s
 
 test-edge: $(READY) gstreamer emulator network machine ## Faults injected into a device by the thousand, bad networks, an install without torch (about 15 minutes)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from benchmarks import command
 from benchmarks.dashboards import board, boards
 from benchmarks.dashboards.stack import Stack, faster, free_port, stack
@@ -28,10 +31,13 @@ from benchmarks.serve.identities import Identities
 from benchmarks.serve.site import Site, site
 from edge_agent.identity.identity import Identity
 from edge_agent.identity.identity_file import IdentityFile
+from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.neuralbridge.v1 import bridge_pb2_grpc
+from protos.process.settings import installed_version
 from reference.demo.halves import EDGE_MODEL, ENVIRONMENT
-from reference.demo.processes import Child
+from reference.demo.processes import Child, ChildError
 
-BY = 20.0
+BY = 10.0
 """How many times faster than in earnest rules and routing run."""
 _FLAGS = ("--device-series", "100")
 LONG_S = 900.0
@@ -78,6 +84,30 @@ class Watched:
         module = ["benchmarks.dashboards.board", str(self.folder / "board"), *arguments]
         with Child("edge-agent", module, log, ENVIRONMENT) as agent:
             yield agent
+
+    @contextmanager
+    def simulated(self) -> Iterator[None]:
+        """The device without an agent: it takes orders and tells its vitals, until the block ends.
+
+        Raises:
+            ChildError: the service does not let it.
+        """
+        known = self.site.identities.devices[0]
+        roots = self.site.identities.authority.trusted_pem
+        trusted = grpc.ssl_channel_credentials(roots, known.key, known.chain)
+        body = pb.ReportBody(vitals=pb.Vitals(temperature_celsius=51.25, power_watts=6.5))
+        raw = body.SerializeToString()
+        report = pb.ReportRequest(id=hashlib.sha256(raw).digest(), body=raw)
+        with grpc.secure_channel(self.site.at.address, trusted) as channel:
+            stub = bridge_pb2_grpc.BridgeStub(channel)
+            call = stub.Attend(pb.AttendRequest(agent_version=installed_version()))
+            try:
+                call.initial_metadata()  # comes when it is let in
+                stub.Report(report, timeout=LONG_S)
+            except grpc.RpcError as error:
+                raise ChildError(f"the simulated device is not let in: {error}") from error
+            yield
+            call.cancel()
 
     def ask_over_http(self) -> None:
         """A request of an application; its answer does not matter."""

@@ -235,7 +235,7 @@ def _prometheus(
         group = json.dumps([{"targets": list(addresses)}])
         (home / "targets" / f"{name}.yaml").write_text(group, encoding="utf-8")
     shipped = (MONITORING / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
-    text, count = re.subn(r"(_interval|_timeout): \d+s", r"\1: 1s", shipped)
+    text, count = re.subn(r"(_interval|_timeout): \d+s", r"\1: 3s", shipped)
     assert count == 3, "scrape and evaluation intervals, and a scrape's timeout"
     (home / "prometheus.yml").write_text(text, encoding="utf-8")
     (home / "metrics-key").write_text(key, encoding="utf-8")
