@@ -60,7 +60,10 @@ BOARD = Dashboard(
                 "Log lines lost",
                 "ops",
                 "0. Whoever reads standard error is too slow or gone.",
-                {"{{process}}": rate("log_lines_dropped_total", "process")},
+                {
+                    "{{process}}": rate("log_lines_dropped_total", "process"),
+                    "event log": rate("event_lines_dropped_total"),
+                },
             ),
         ],
         "Scenes": [
