@@ -26,6 +26,7 @@ from rich.console import Console
 from benchmarks import command
 from benchmarks.compare.arms import MAX_NEW_TOKENS, Pair
 from benchmarks.compare.measure import quiet_libraries
+from benchmarks.edge.figures import at_most
 from benchmarks.guard import made_for
 from cloud_server.engine.shadow import relative_errors
 from cloud_server.frontend.shadowing.drift import BETS, YEAR_S
@@ -293,22 +294,10 @@ def figures(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     night = report["worlds"]["night"]
     return [
         *(
-            {
-                "name": f"drift alarm, day to night ({words})",
-                "value": night[name],
-                "unit": "shadowed frames",
-                "target": TARGET_FRAMES,
-                "met": night[name] <= TARGET_FRAMES,
-            }
+            at_most(f"drift alarm, day to night, {words}", night[name], TARGET_FRAMES, "frames")
             for name, words in (("frames_p50", "median"), ("frames_p95", "95 of 100 cameras"))
         ),
-        {
-            "name": "false alarms of drift in 1,000,000 shadowed frames by day",
-            "value": report["false_alarms"],
-            "unit": "alarms",
-            "target": 1,
-            "met": report["false_alarms"] <= 1,
-        },
+        at_most("false alarms in 1,000,000 frames by day", report["false_alarms"], 1, "alarms"),
     ]
 
 

@@ -21,7 +21,7 @@ class ShadowSettings(TypedSettings):
         description="memory of shadowed pictures that arrive or wait to be measured; 0 takes none",
     )
     shadow_wait_s: float = Field(
-        60.0,
+        120.0,
         gt=0.0,
         le=3600.0,
         description="how long a shadowed picture waits for an engine that has time for it, seconds",

@@ -62,13 +62,19 @@ def load_bundles(settings: Settings, target: KVLayout) -> list[Bundle]:
     return list(loaded.values())
 
 
-def batch_bytes(settings: Settings, model: VLM | LM) -> int:
-    """Most bytes of the running batch: its caches, those of the next step, and those of a join."""
+def batch_bytes(settings: Settings, model: VLM | LM, rows: int) -> int:
+    """Most bytes of a running batch: its caches, those of the next step, and those of a join.
+
+    Args:
+        settings: the longest answer.
+        model: its shapes.
+        rows: most answers in it.
+    """
     longest = len(model.prefix_ids) + model.layout.tokens + model.max_question_tokens
-    rows = settings.batch_size * (longest + settings.max_new_tokens)
+    tokens = rows * (longest + settings.max_new_tokens)
     key = model.constant_prefix()[0][0]
     per_token = 2 * model.layout.layers * model.layout.kv_heads * model.layout.head_dim
-    return 3 * rows * per_token * key.element_size()
+    return 3 * tokens * per_token * key.element_size()
 
 
 def offer(bundle: Bundle) -> Offer:

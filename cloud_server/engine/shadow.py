@@ -1,15 +1,15 @@
 """Shadow: how far a scene is from the cache that its own picture makes, and do answers differ?
 
-One picture at a time, in small pieces (`Shadowing.step`): the picture's prefill, then a token of
-every answer. A piece is worked on when the engine has nothing else to do, and once in `_EVERY`
-steps if it always has. Scene and picture are answered side by side in a batch of their own, as
-devices' questions are.
+One picture at a time, in small pieces (`Shadowing.step`): the picture's prefill, then, for a few
+questions after the others, a token of each answer. A piece is worked on when the engine has nothing
+else to do, and once in `_EVERY` steps if it always has. Scene and picture are answered side by side
+in a batch of their own, as devices' questions are.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,29 +27,52 @@ from projector.models.slab import Part
 from projector.models.vlm import VLM
 from protos.errors import BridgeError, ContextError, PictureError
 
-_EVERY = 64
+SHADOW_ROWS = 8
+"""Answers that are made at once: each holds a copy of its scene or picture."""
+_EVERY = 32
 """A busy engine gives every so many steps to shadows."""
 
 
 class _Comparison:
     """The answers from one scene and its picture, being made.
 
-    Attributes:
+    Args:
         job: with `shadow`.
         queue_s: until its picture was read.
-        errors, questions, kl: as in `Measured`.
+        errors: as in `Measured`.
+        contexts: prefix and scene, prefix and picture: the parts before each question.
+        asked: questions that fit, with their token ids.
+
+    Attributes:
+        questions, given, seen, kl: as in `Measured`, so far.
     """
 
-    def __init__(self, job: Job, queue_s: float, errors: list[float], questions: list[str]) -> None:
-        self.job, self.queue_s = job, queue_s
-        self.errors, self.questions = errors, questions
+    def __init__(
+        self,
+        job: Job,
+        queue_s: float,
+        errors: list[float],
+        contexts: tuple[list[Part], list[Part]],
+        asked: Sequence[tuple[str, list[int]]],
+    ) -> None:
+        self.job, self.queue_s, self.errors, self.contexts = job, queue_s, errors, contexts
+        self.left = deque(asked)
+        self.questions: list[str] = []
+        self.given: list[str] = []
+        self.seen: list[str] = []
         self.kl: list[float] = []
 
+    def next(self) -> list[list[int]]:
+        """Token ids of the questions that are asked next, `SHADOW_ROWS` rows of them at most."""
+        some = [self.left.popleft() for _ in range(min(len(self.left), SHADOW_ROWS // 2))]
+        self.questions += [question for question, _ in some]
+        return [ids for _, ids in some]
+
     def first(self, logits: Tensor) -> None:
-        """Take the logits of the first tokens, `[2 Q, vocabulary]`: scenes', then pictures'."""
+        """Take the logits of first tokens, `[2 Q, vocabulary]`: scene's, then picture's."""
         chances = torch.log_softmax(logits.double(), dim=-1)
         given, seen = chances.chunk(2)
-        self.kl = (seen.exp() * (seen - given)).sum(dim=-1).clamp(min=0.0).tolist()
+        self.kl += (seen.exp() * (seen - given)).sum(dim=-1).clamp(min=0.0).tolist()
 
 
 class Shadowing:
@@ -67,8 +90,8 @@ class Shadowing:
         self._model, self._question_ids, self._emit = model, question_ids, emit
         self._waiting: deque[Read[Picture]] = deque()
         self._now: _Comparison | None = None
-        self._batch: RunningBatch[tuple[int, bool]] = RunningBatch(model)
-        self._rows: list[Row[tuple[int, bool]]] = []
+        self._batch: RunningBatch[bool] = RunningBatch(model)
+        self._rows: list[Row[bool]] = []
         self._passed = 0
 
     @property
@@ -112,7 +135,10 @@ class Shadowing:
         elif len(self._batch):
             self._batch.step()
             self._batch.leave()
-        if self._now is not None and not len(self._batch):
+            self._take()
+        elif self._now.left:
+            self._ask(self._now)
+        if self._now is not None and not len(self._batch) and not self._now.left:
             self._finish(self._now)
 
     def _begin(self, read: Read[Picture], scenes: SceneMemory) -> None:
@@ -121,10 +147,10 @@ class Shadowing:
         except BridgeError as error:
             self._emit(failed(read.job.id, error))
         finally:
-            scenes.end_step()  # the batch has copies
+            scenes.end_step()  # what goes on has copies
 
     def _compare(self, read: Read[Picture], scenes: SceneMemory) -> None:
-        """See the picture, compare the caches, and make the first tokens.
+        """See the picture and compare the caches.
 
         Raises:
             BridgeError: the picture cannot be read or seen, the scene is not held, or no question
@@ -139,33 +165,44 @@ class Shadowing:
         errors = relative_errors((keys, values), own)
         asked = self._asked(job, keys.shape[2])
         prefix = inject.prefix_of(self._model)
-        now = _Comparison(
-            job,
-            max(0.0, (read.taken_ns - job.received_ns) / 1e9),
-            errors,
-            [job.shadow[index] for index, _ in asked],
-        )
-        count = len(asked)
-        contexts: list[list[Part]] = [[prefix, (keys, values)]] * count + [[prefix, own]] * count
+        queue_s = max(0.0, (read.taken_ns - job.received_ns) / 1e9)
+        # the scene's pages may get another scene before the last question
+        scene = keys.clone(), values.clone()
+        contexts: tuple[list[Part], list[Part]] = [prefix, scene], [prefix, own]
+        self._now = _Comparison(job, queue_s, errors, contexts, asked)
+
+    def _ask(self, now: _Comparison) -> None:
+        """Make the first tokens of the next questions."""
+        ids = now.next()
+        count = len(ids)
         self._rows = self._batch.join(
-            contexts,
-            [ids for _, ids in asked] * 2,
-            [(index, seen) for seen in (False, True) for index in range(count)],
-            [job.max_new_tokens] * (2 * count),
+            [now.contexts[0]] * count + [now.contexts[1]] * count,
+            ids * 2,
+            [seen for seen in (False, True) for _ in range(count)],
+            [now.job.max_new_tokens] * (2 * count),
             now.first,
         )
         self._batch.leave()
-        self._now = now
+        self._take()
 
-    def _asked(self, job: Job, tokens: int) -> list[tuple[int, list[int]]]:
-        """The questions that fit the model's windows, by their place in the job.
+    def _take(self) -> None:
+        """Take the answers of the questions that were asked last, once all of them are made."""
+        if self._now is None or len(self._batch):
+            return
+        for row in self._rows:
+            into = self._now.seen if row.owner else self._now.given
+            into.append(self._model.text(row.tokens))
+        self._rows = []
+
+    def _asked(self, job: Job, tokens: int) -> list[tuple[str, list[int]]]:
+        """The questions that fit the model's windows, with their token ids.
 
         Raises:
             BridgeError: none fits; the error of the last one.
         """
-        asked: list[tuple[int, list[int]]] = []
+        asked: list[tuple[str, list[int]]] = []
         why: BridgeError = ContextError("there is no question to compare the answers to")
-        for index, question in enumerate(job.shadow):
+        for question in job.shadow:
             try:
                 ids = self._question_ids(question)
                 length = len(self._model.prefix_ids) + tokens + len(ids) + job.max_new_tokens
@@ -173,32 +210,28 @@ class Shadowing:
             except BridgeError as error:
                 why = error
                 continue
-            asked.append((index, ids))
+            asked.append((question, ids))
         if not asked:
             raise why
         return asked
 
     def _finish(self, now: _Comparison) -> None:
-        texts = {row.owner: self._model.text(row.tokens) for row in self._rows}
-        count = len(now.questions)
         self._emit(
             Measured(
                 job=now.job.id,
                 queue_s=now.queue_s,
                 errors=now.errors,
                 questions=now.questions,
-                given=[texts[index, False] for index in range(count)],
-                seen=[texts[index, True] for index in range(count)],
+                given=now.given,
+                seen=now.seen,
                 kl=now.kl,
             )
         )
         self._end()
 
     def _end(self) -> None:
-        self._now, self._rows = None, []
-        for row in self._batch.rows:
-            row.done = True
-        self._batch.leave()
+        """Let go of the present picture, and of the batch's memory."""
+        self._now, self._rows, self._batch = None, [], RunningBatch(self._model)
 
 
 def relative_errors(made: Part, own: Part) -> list[float]:

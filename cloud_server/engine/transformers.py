@@ -40,7 +40,7 @@ from cloud_server.engine.prefill_pictures import prefill_pictures, prepare_pictu
 from cloud_server.engine.project import project
 from cloud_server.engine.reader import PictureReader, Read
 from cloud_server.engine.scenes import Scene, SceneMemory
-from cloud_server.engine.shadow import Shadowing
+from cloud_server.engine.shadow import SHADOW_ROWS, Shadowing
 from cloud_server.engine.store import Name
 from cloud_server.engine.waiting import Waiting
 from cloud_server.engine.work import Picture, Work
@@ -129,7 +129,7 @@ class TransformersEngine(Engine):
         self._cap_bytes = (
             settings.scene_memory_bytes
             + settings.latent_memory_bytes
-            + load.batch_bytes(settings, self._model)
+            + load.batch_bytes(settings, self._model, settings.batch_size + SHADOW_ROWS)
         )
         self._warm_up()
         return offers

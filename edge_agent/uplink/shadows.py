@@ -42,7 +42,7 @@ _SHARE = 0.5
 _LOOK_S = 0.02
 _PATIENCE_S = 300.0
 """How long a picture waits for gaps between frames, all in all."""
-_MEASURE_S = 120.0
+_MEASURE_S = 180.0
 _MOST_WAITING = 16
 _MOST_RAW = 4
 """Pictures that are being encoded at once; more are dropped."""

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from cloud_server.engine.jobs import Answered, Dropped, Failed, Job, Measured
-from cloud_server.engine.shadow import relative_errors
+from cloud_server.engine.shadow import SHADOW_ROWS, relative_errors
 from projector.models.vlm import VLM
 from protos.errors import PictureError, QuestionTooLongError, UnknownSceneError
 from protos.points import PICTURE_POINT
@@ -89,6 +89,27 @@ def test_answers_errors_and_divergence_are_those_of_scene_and_picture(
         assert measured.kl[place] == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-3)
 
 
+def test_many_questions_are_asked_a_few_at_a_time_and_answered_alike(bench: Bench) -> None:
+    bench.engine.submit(bench.job(1, question=""))
+    bench.drain()
+    questions = [f"{stage.QUESTION} {'red ' * n}" for n in range(11)]
+    bench.engine.submit(_shadow(2, 1, _file(), *questions))
+    most = 0
+    while not any(isinstance(event, Measured) for event in bench.said):
+        bench.engine.step()
+        most = max(most, len(bench.engine._shadows._batch))
+    assert 0 < most <= SHADOW_ROWS
+    whole = _ended(bench, 2)
+    assert isinstance(whole, Measured) and whole.questions == questions
+    assert len(whole.given) == len(whole.seen) == len(whole.kl) == 11
+    for place in (0, 5, 10):
+        bench.engine.submit(_shadow(10 + place, 1, _file(), questions[place]))
+        alone = _ended(bench, 10 + place)
+        assert isinstance(alone, Measured)
+        assert (alone.given[0], alone.seen[0]) == (whole.given[place], whole.seen[place])
+        assert alone.kl[0] == pytest.approx(whole.kl[place], rel=1e-3, abs=1e-6)
+
+
 def test_a_scene_made_from_the_picture_itself_has_no_error(bench: Bench) -> None:
     file = _file()
     bench.engine.submit(picture(bench, 2, file))
@@ -130,9 +151,9 @@ def test_it_waits_for_an_idle_engine_but_not_for_ever(bench: Bench) -> None:
     while shadows._now is None:
         busy_step()
         waited += 1
-    assert 60 <= waited <= 64
+    assert 28 <= waited <= 32
     while not any(isinstance(event, Measured) for event in bench.said):
-        assert shadows._passed <= 64
+        assert shadows._passed <= 32
         busy_step()
 
 
