@@ -32,7 +32,7 @@ $(READY): pyproject.toml reference/pyproject.toml .ci/constraints.txt
 		"(Debian: apt install python3-venv)" >&2; rm -rf $(VENV); exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c .ci/constraints.txt -e '.[edge,video,cloud,postgresql,terminal,align,dev]' -e ./reference
+		-c .ci/constraints.txt -e '.[edge,video,cloud,postgresql,terminal,otlp,align,dev]' -e ./reference
 	@touch $@
 	@echo "setup: done"
 

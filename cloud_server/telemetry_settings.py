@@ -1,4 +1,4 @@
-"""Settings of what the service tells about itself: metrics, the event log."""
+"""Settings of what the service tells about itself: metrics, the event log, traces."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from protos.process.settings import TypedSettings
+from protos.process.trace_settings import TraceSettings
 
 
-class TelemetrySettings(TypedSettings):
+class TelemetrySettings(TraceSettings):
     """These settings; a base class of the service's settings."""
 
     device_series: int = Field(

@@ -31,6 +31,7 @@ from edge_agent.spool.intake import stored_frame_of
 from edge_agent.spool.outgoing import Outgoing
 from edge_agent.spool.stored_frame import rank_of
 from edge_agent.summary import Summary
+from edge_agent.tracing import FrameTraces
 from edge_agent.uplink.connection import FATAL
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.outcome import Outcome
@@ -74,6 +75,7 @@ class Agent:
         done: questions that an earlier run answered; they are not asked again.
         cascade: answers here what the small model is confident about; None sends everything.
         outgoing: sends what waits on the disk; None: frames wait in memory.
+        tracing: makes traces of frames; None makes none.
         new_id: makes the request ids of Ask; a frame's id is derived.
         clock: seconds, for stage times.
         sleep: waits that many seconds.
@@ -100,6 +102,7 @@ class Agent:
     on_capture: Callable[[], None] = lambda: None
     done: Answered = Answered()
     outgoing: Outgoing | None = None
+    tracing: FrameTraces | None = None
     new_id: Callable[[], bytes] = new_request_id
     clock: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -117,6 +120,7 @@ class Agent:
             holding=self.hold_every_s is not None,
             edge_fallback=self.edge_fallback,
             patient=self.outgoing is not None,
+            tracing=self.tracing,
         )
         self._asking = Asking(
             self.model,

@@ -44,6 +44,7 @@ from edge_agent.spool.prepare import Kept, prepare
 from edge_agent.start_limit import start_limit
 from edge_agent.stop import stop_on_signals
 from edge_agent.summary import Summary
+from edge_agent.tracing import FrameTraces
 from edge_agent.update.boot import Slots
 from edge_agent.update.from_service import updates_for
 from edge_agent.update.health import begin_health, running_slot
@@ -70,6 +71,7 @@ from protos.process.files import expanded
 from protos.process.health import HealthServer
 from protos.process.memory import keep_heap_compact
 from protos.process.progress import Waiting, on_terminal
+from protos.process.trace_export import Traces
 
 _GIVE_UP_S = 180.0
 _HERE = "127.0.0.1:50051"
@@ -212,9 +214,10 @@ async def _drive(
         crops = Crops(chosen.crop_bytes, chosen.crop_share, held, metrics, log)
 
     shadows = shadows_for(chosen, state_directory(chosen), metrics, log)
+    tracing = _tracing(chosen, metrics, log)
 
     def make_uplink(keep: str = "") -> Uplink:
-        return Uplink(
+        made = Uplink(
             model.layout,
             servers,
             store,
@@ -237,6 +240,8 @@ async def _drive(
             crops=crops,
             shadows=shadows,
         )
+        made.connection.context = None if tracing is None else tracing.context
+        return made
 
     uplink = make_uplink()
     uplinks.append(uplink)
@@ -301,6 +306,7 @@ async def _drive(
             on_capture=advance,
             done=done,
             outgoing=outgoing,
+            tracing=tracing,
             now=now,
         )
         attendance = None
@@ -314,6 +320,8 @@ async def _drive(
         stop_on_signals(agent, log, upkeep.stopping, in_memory, remote)
         upkeep.ready(source.broken if isinstance(source, Turns) else str)
         async with AsyncExitStack() as others:
+            if tracing is not None:
+                others.push_async_callback(asyncio.to_thread, tracing.close)
             await others.enter_async_context(beside("upkeep", upkeep.beat, log))
             if renewal is not None:
                 await renewal.before_connecting()
@@ -329,6 +337,18 @@ async def _drive(
         if renewal is not None and uplink.connection.session is not None:
             await renewal.turn()  # a short run may end before `renewal.run` looks
         return summary
+
+
+def _tracing(chosen: Settings, metrics: Metrics, log: logs.Logger) -> FrameTraces | None:
+    """Traces of frames, if there is a collector to send them to.
+
+    Raises:
+        ConfigError: OpenTelemetry's SDK is not installed.
+    """
+    if not chosen.otlp_endpoint:
+        return None
+    counted = metrics.traces.labels
+    return FrameTraces(Traces(chosen, "neural-bridge-agent", log, lambda why: counted(why).inc()))
 
 
 def _cascade(

@@ -20,6 +20,7 @@ from edge_agent.record import (
 )
 from edge_agent.sources import Capture
 from edge_agent.summary import Summary
+from edge_agent.tracing import FrameTraces
 from edge_agent.uplink.connection import FATAL
 from edge_agent.uplink.outcome import Outcome
 from protos.errors import BridgeError
@@ -39,6 +40,7 @@ class Bookkeeping:
         holding: whether frames are sent without a question.
         edge_fallback: let the small model answer if the service could not.
         patient: whether frames wait on the disk, so that no error of the service ends the run.
+        tracing: makes traces; None makes none.
         fatal: the error that ends the run; None as long as it goes on.
     """
 
@@ -50,6 +52,7 @@ class Bookkeeping:
     holding: bool = False
     edge_fallback: bool = False
     patient: bool = False
+    tracing: FrameTraces | None = None
     fatal: Exception | None = None
 
     async def edge_answer(
@@ -100,6 +103,8 @@ class Bookkeeping:
         )
         if outcome.attempts:
             self.metrics.stage_seconds.labels("uplink").observe(outcome.uplink_ms / 1000)
+        if self.tracing is not None:
+            self.tracing.ended(maker, outcome, carried)
         self.finish(timed(record, maker.capture.age_s, self.now()), error)
 
     def waited(self, draft: AnswerRecord, outcome: Outcome) -> None:
@@ -109,6 +114,8 @@ class Bookkeeping:
             fallback = cause_of(error)
         if outcome.attempts:
             self.metrics.stage_seconds.labels("uplink").observe(outcome.uplink_ms / 1000)
+        if self.tracing is not None:
+            self.tracing.waited(draft.capture, outcome)
         self.finish(finished(draft, outcome, fallback), error)
 
     def capture_failed(self, capture: Capture, error: BridgeError) -> None:

@@ -27,6 +27,8 @@ from projector.models.pictures import as_rgb
 from protos.errors import ContextError, PictureError
 from protos.points import OperatingPoint
 
+_MOST_MARKS = 16
+
 
 class FrameMaker:
     """One capture and everything made from it; safe to use from several threads.
@@ -43,6 +45,8 @@ class FrameMaker:
         prefill_ms: time that the small model took, milliseconds; 0 before it ran.
         confidences: question to the probability that the small model's own answer is right, where
             a cascade asked.
+        begun_ns: when the picture was taken, or came here (the machine's monotonic clock).
+        marks: names of stages, when they began and ended (nanoseconds of that clock).
         degenerate: why no question can be answered from this picture; empty if it can, and for
             texts.
 
@@ -70,6 +74,10 @@ class FrameMaker:
         self.plan = plan
         self.prefill_ms = 0.0
         self.confidences: dict[str, float] = {}
+        self.begun_ns = time.monotonic_ns()
+        if capture.captured_monotonic_s is not None:
+            self.begun_ns = min(self.begun_ns, round(capture.captured_monotonic_s * 1e9))
+        self.marks: list[tuple[str, int, int]] = []
         self.degenerate = "" if isinstance(seen, str) else degenerate(seen)
         self._seen = seen
         self._model = model
@@ -195,6 +203,7 @@ class FrameMaker:
             self._sight = self._model.see(self._seen)
             seconds = self._clock() - start
             self.prefill_ms = seconds * 1000
+            self._mark(("prefill", self.prefill_ms))
             self._metrics.stage_seconds.labels("prefill").observe(seconds)
         return self._sight
 
@@ -212,5 +221,15 @@ class FrameMaker:
                 sight.state, encoder, point, self.plan, self._clock, base, sight.fresh
             )
             metrics.stage_seconds.labels("select").observe(frame.select_ms / 1000)
+        self._mark(("select", frame.select_ms), ("encode", frame.encode_ms))
         metrics.stage_seconds.labels("encode").observe(frame.encode_ms / 1000)
         return frame
+
+    def _mark(self, *stages: tuple[str, float]) -> None:
+        """Note stages that followed each other and end now, with their milliseconds."""
+        end_ns = time.monotonic_ns()
+        for name, milliseconds in reversed(stages):
+            begin_ns = end_ns - round(milliseconds * 1e6)
+            if milliseconds and len(self.marks) < _MOST_MARKS:
+                self.marks.append((name, begin_ns, end_ns))
+            end_ns = begin_ns

@@ -25,11 +25,12 @@ from protos.identity import NAME, NAME_RULE
 from protos.process import addresses
 from protos.process import settings as configuration
 from protos.process.settings import ANY_CASE, Dtype, Host, LogLevel
+from protos.process.trace_settings import TraceSettings
 
 PREFIX = "NEURAL_BRIDGE_EDGE_"
 
 
-class Settings(UpdateSettings, ShadowSettings):
+class Settings(UpdateSettings, ShadowSettings, TraceSettings):
     """The agent's settings; units end the names, and `description` is what `--help` prints."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX)

@@ -247,8 +247,12 @@ def _third_party(prefixes: tuple[str, ...]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("prefixes", "extras", "besides"),
     [
-        (("protos", "edge_agent", *BASE), ("edge", "edge-torch", "video", "dev"), set()),
-        (("protos", "cloud_server", *ROOMS), ("cloud", "terminal", "align", "dev"), {"tensorrt"}),
+        (("protos", "edge_agent", *BASE), ("edge", "edge-torch", "video", "otlp", "dev"), set()),
+        (
+            ("protos", "cloud_server", *ROOMS),
+            ("cloud", "terminal", "otlp", "align", "dev"),
+            {"tensorrt"},
+        ),
     ],
     ids=["edge", "cloud"],
 )

@@ -130,6 +130,7 @@ class Chat:
         self._asker.asked("http", visit.request_id)
         made = Computation(visit.request_id, 0, text, received_ns)
         made.owner, made.rank = owner_of(visit.caller), body.rank
+        made.trace = self._asker.trace(visit.context, visit.request_id, visit.request_id)
         scene: HeldScene | None = None
         risk: float | None = 0.0
         if isinstance(about, subject.PictureFile):

@@ -32,6 +32,7 @@ from cloud_server.page.signing_in import SIGN_IN, SIGN_OUT
 from cloud_server.throttle import Throttle
 from protos.errors import BridgeError, ForbiddenError
 from protos.process.logs import Logger
+from protos.process.trace import TRACEPARENT, context_of
 
 OPEN_PATHS = (health.PATH, DESCRIPTION_PATH, "/", files.PATH, SIGN_IN, SIGN_OUT)
 """Paths that need no key; so do those of the page's files."""
@@ -109,6 +110,7 @@ class Door:
 
     async def _serve(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
+        visit.context = context_of(headers.get(TRACEPARENT))
         with ExitStack() as stack:
             path = scope["path"]
             if path in (SIGN_IN, SIGN_OUT):

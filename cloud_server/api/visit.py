@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from cloud_server.identity.caller import Caller
+from protos.process.trace import Context
 
 KEY = "neural_bridge.visit"
 
@@ -18,11 +19,13 @@ class Visit:
     Attributes:
         request_id: 16 bytes; in hex in logs, in the engine and in the answer's `x-request-id`.
         headers: headers of every answer to it.
+        context: the caller's W3C trace context; None without one.
     """
 
     request_id: bytes
     caller: Caller
     headers: dict[str, str] = field(default_factory=dict)
+    context: Context | None = None
 
 
 def visit_of(request: Request) -> Visit:

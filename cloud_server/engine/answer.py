@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
+from cloud_server.engine import spans
 from cloud_server.engine.batch import Row, RunningBatch
 from cloud_server.engine.jobs import Answered, TokenMade
 from cloud_server.engine.scenes import Scene
@@ -101,6 +102,7 @@ class Answering:
                     prefill_s=work.prefill_s,
                     generate_s=(time.monotonic_ns() - work.prefilled_ns) / 1e9,
                     prompt_tokens=work.prompt_tokens,
+                    spans=spans.of_answer(work),
                 )
         self._batch.leave()
 

@@ -73,6 +73,8 @@ class Job(_Sent, frozen=True):
         most_share: largest share of the picture's width and height that it may have.
         box: left, top, right and bottom of the part in the body (`protos.crop.Box`); else empty.
         shadow: questions to answer from scene and picture; empty if they are not to be compared.
+        trace: W3C context of the request's span (`traceparent`); with it, the engine's spans go up
+            with its events.
     """
 
     id: int
@@ -97,6 +99,7 @@ class Job(_Sent, frozen=True):
     most_share: float = 1.0
     box: list[int] = []
     shadow: list[str] = []
+    trace: str = ""
 
     @property
     def has_frame(self) -> bool:
@@ -282,6 +285,8 @@ class Accepted(_Sent, frozen=True):
         far: how far each token of the grid is from usual, one byte each: 0 if it is not known, else
         its distance (`unfamiliarity_of_tokens`, about 1 is usual) times `FAR_STEPS`; empty for a
         picture.
+        spans: for a job with `trace`: names, begin and end (nanoseconds, the host's monotonic
+            clock).
     """
 
     job: int
@@ -292,6 +297,7 @@ class Accepted(_Sent, frozen=True):
     warnings: list[str] = []
     moments_score: float = math.nan
     far: bytes = b""
+    spans: list[tuple[str, int, int]] = []
 
 
 class TokenMade(_Sent, frozen=True):
@@ -312,6 +318,7 @@ class Answered(_Sent, frozen=True):
 
     Attributes:
         prompt_tokens: tokens before the answer: the constant part, the scene and the question.
+        spans: as in `Accepted`.
     """
 
     ends: ClassVar[bool] = True
@@ -322,6 +329,7 @@ class Answered(_Sent, frozen=True):
     prefill_s: float
     generate_s: float
     prompt_tokens: int = 0
+    spans: list[tuple[str, int, int]] = []
 
 
 class Compressed(_Sent, frozen=True):

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cloud_server.engine import crop, feedback, inject, load, warm_up
+from cloud_server.engine import crop, feedback, inject, load, spans, warm_up
 from cloud_server.engine.answer import Answering
 from cloud_server.engine.base import Emit, Engine
 from cloud_server.engine.bundles import LoadedBundles
@@ -349,7 +349,7 @@ class TransformersEngine(Engine):
                 self._numbers.release(job.scene)
                 self._fail(work, error)
                 continue
-            work.decode_s = time.perf_counter() - started
+            work.decode_s, work.decoded_ns = time.perf_counter() - started, time.monotonic_ns()
         for digest, decoded in frames.items():
             self._project(*self._bundles[digest], decoded)
         for alike in pictures.values():
@@ -403,6 +403,7 @@ class TransformersEngine(Engine):
                     warnings=work.warnings,
                     moments_score=work.moments_score,
                     far=work.far,
+                    spans=spans.of_scene(work, project_s, inject_s),
                 )
             )
 

@@ -25,6 +25,7 @@ class Work:
         read: at the picture point, the picture or the error of reading it.
         question: its token ids.
         decode_s: from payload to latents, or from file to picture.
+        decoded_ns: when the latents were there (the host's monotonic clock); 0 for a picture.
         warnings: names of reasons not to rely on answers about the scene.
         moments_score, far: as in `Accepted`.
         tokens: number of tokens of a text; 0 for all tokens of a picture.
@@ -40,6 +41,7 @@ class Work:
     read: Read[Picture] | None = None
     question: list[int] = field(default_factory=list)
     decode_s: float = 0.0
+    decoded_ns: int = 0
     warnings: list[str] = field(default_factory=list)
     moments_score: float = math.nan
     far: bytes = b""

@@ -21,6 +21,7 @@ from cloud_server.frontend.admission.turns import NORMAL
 from cloud_server.identity.caller import ANYONE
 from protos.errors import FrameMalformedError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
+from protos.process.trace import Trace
 
 _ENTRY_BYTES = 1024
 Id: TypeAlias = bytes
@@ -73,6 +74,7 @@ class Computation:
         request: what admission holds for it.
         crop_bytes: longest crop that its device would send; 0 if it sends none.
         crop: the crop that it waits for (`crops.py`).
+        trace: its spans; None if none are made.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Computation:
         self.request: Request | None = None
         self.crop_bytes = 0
         self.crop: Crop | None = None
+        self.trace: Trace | None = None
         self._past: list[tuple[pb.InferEvent, str]] = []
         self._listeners: list[Listener] = []
 

@@ -17,12 +17,14 @@ from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.telemetry import Telemetry
 from cloud_server.frontend.tell import Asked, Stream, Teller
+from cloud_server.frontend.tracing import REQUEST
 from cloud_server.frontend.under_way import UnderWay
 from projector.codec.risk import RiskModel
 from protos.errors import BridgeError, EngineUnavailableError
 from protos.limits import Limits
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.points import PICTURE_POINT
+from protos.process.trace import TRACEPARENT, Context, Trace, context_of
 from protos.refusals import refusal_of
 from protos.requests import parse_ask_request
 
@@ -136,6 +138,8 @@ class Asker:
         made = Computation(request.request_id, request.frame_number, request.question, received_ns)
         self._teller.describe(made, session.id.hex())
         made.owner, made.wait_s = owner, context.time_remaining()
+        sent = dict(context.invocation_metadata() or ()).get(TRACEPARENT)
+        made.trace = self.trace(context_of(sent), session.id, made.request_id)
         self.begin(session, made, request.max_new_tokens or self._limits.max_new_tokens)
         return made
 
@@ -165,9 +169,15 @@ class Asker:
             body=picture,
             hold=0 if picture else 1,
             owner="/".join(made.owner),
+            trace="" if made.trace is None else made.trace.context(REQUEST).header,
         )
         hear = partial(self._teller.hear, asked, made, job)
         self._under_way.submit(asked.id, made, job, hear)
+
+    def trace(self, context: Context | None, session: bytes, request_id: bytes) -> Trace | None:
+        """A question's trace; see `Tracing.of_call`. None if none are made."""
+        tracing = self._telemetry.tracing
+        return None if tracing is None else tracing.of_call(context, session, request_id)
 
     def asked(self, call: str, request_id: bytes) -> None:
         """Count a question (`Telemetry.asked`)."""

@@ -28,6 +28,7 @@ from cloud_server.frontend.refuse import Refusals
 from cloud_server.frontend.sessions import Session, Sessions
 from cloud_server.frontend.telemetry import Telemetry
 from cloud_server.frontend.tell import Stream, Teller
+from cloud_server.frontend.tracing import REQUEST
 from cloud_server.frontend.under_way import LEAVING, UnderWay
 from cloud_server.identity.caller import Caller
 from cloud_server.settings import Settings
@@ -54,6 +55,7 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.parcel import is_parcel, unpack
 from protos.points import OperatingPoint
 from protos.process.logs import Logger
+from protos.process.trace import TRACEPARENT, context_of
 from protos.refusals import refused
 from protos.requests import Parsed, id_of, parse_infer_request
 
@@ -137,6 +139,7 @@ class Receiver:
             await self._refusals.abort(context, EngineUnavailableError(missing), "Infer")
         stream = Stream(apart or self._outboxes.make(session.owner[0]))
         stream.apart = apart is not None
+        stream.context = context_of(metadata.get(TRACEPARENT))
         stream.whole = metadata.get(WHOLE_ANSWERS[0]) == WHOLE_ANSWERS[1]
         wait_s, most = _accepted_wait(metadata.get(ACCEPTED_WAIT_KEY, ""))
         stream.outbox.wait_s = wait_s
@@ -268,7 +271,7 @@ class Receiver:
                         self._quotas.charge(*session.owner, size)
                         self._take(one, stream, session.id, caller, received_ns)
                     except BridgeError as error:
-                        self._refuse(error, one, stream, session)
+                        self._refuse(error, one, stream, session, received_ns)
                 if stream.outbox.full:
                     await stream.outbox.room()
         finally:
@@ -286,14 +289,19 @@ class Receiver:
         except BridgeError as error:
             with contextlib.suppress(OverloadedError):  # the refusal tells enough
                 self._quotas.charge(*session.owner, len(raw))
-            self._refuse(error, b"", stream, session)
+            self._refuse(error, b"", stream, session, time.monotonic_ns())
             return []
         self._metrics.parcels.labels(len(found)).inc()
         each, more = divmod(len(raw), len(found))
         return [(request.SerializeToString(), each + (i < more)) for i, request in enumerate(found)]
 
-    def _refuse(self, error: BridgeError, raw: bytes, stream: Stream, session: Session) -> None:
+    def _refuse(
+        self, error: BridgeError, raw: bytes, stream: Stream, session: Session, received_ns: int
+    ) -> None:
         request_id, frame_number = _identify(raw, session.constants)
+        if (tracing := self._telemetry.tracing) is not None:
+            trace = tracing.of_stream(stream.context, session.id, request_id)
+            tracing.turned_away(trace, request_id, received_ns, error)
         self._refusals.note(error, request_id, frame_number, session.owner)
         self._sessions.refused(session.offer.bundle_digest, session.owner, error)
         stream.outbox.put(
@@ -344,7 +352,9 @@ class Receiver:
         computation.fallback = header.cause
         computation.owner, computation.rank = session.owner, RANKS[request.priority]
         computation.crop_bytes = stream.crop_bytes
-        job = self._job(parsed, session, point, request_id, received_ns)
+        if (tracing := self._telemetry.tracing) is not None:
+            computation.trace = tracing.of_stream(stream.context, session.id, request_id)
+        job = self._job(parsed, session, point, computation)
         hear = partial(self._teller.hear, session, computation, job)
         self._under_way.submit(session.id, computation, job, hear)
         stream.follow(computation)
@@ -354,18 +364,18 @@ class Receiver:
         parsed: Parsed,
         session: Session,
         point: OperatingPoint,
-        request_id: bytes,
-        received_ns: int,
+        computation: Computation,
     ) -> Job:
         request, header, body = parsed
+        trace = computation.trace
         return Job(
             id=self._under_way.next_id(),
             session=session.hex,
             frame_number=header.frame_number,
-            request_id=request_id.hex(),
+            request_id=computation.request_id.hex(),
             question=request.question,
             max_new_tokens=request.max_new_tokens or self._limits.max_new_tokens,
-            received_ns=received_ns,
+            received_ns=computation.received_ns,
             bundle=session.offer.bundle_digest,
             point=point.index,
             kept=header.kept.tobytes(),
@@ -374,6 +384,7 @@ class Receiver:
             differences=int(header.differences),
             owner=session.whose,
             rank=RANKS[request.priority],
+            trace="" if trace is None else trace.context(REQUEST).header,
         )
 
     # ------------------------------------------------------------------ advice

@@ -133,7 +133,7 @@ class Service:
 
     async def _serve(self, directory: SocketDirectory, descriptor_limit: int) -> None:
         settings, metrics, log = self._settings, self._metrics, self._log
-        telemetry = Telemetry.of(settings, metrics)
+        telemetry = Telemetry.of(settings, metrics, log)
         self.access = access = Access(settings, telemetry, log)
         plan: Plan = SettingsPlan(settings.bundles, log)
         if access.store is not None:

@@ -1,4 +1,4 @@
-"""What the front end tells about requests: their metrics, series by device, the event log.
+"""What the front end tells about requests: their metrics, series by device, event log, traces.
 
 One method for each thing that happens to a request, in the order in which it happens: `frame` or
 `asked` → `accepted` → `answered` → `risky` → `sent`; or `refused` at any point.
@@ -10,6 +10,7 @@ from cloud_server.engine.jobs import Accepted, Answered, Compressed
 from cloud_server.frontend.answers import Computation, Owner
 from cloud_server.frontend.device_series import DeviceSeries
 from cloud_server.frontend.event_log import EventLog
+from cloud_server.frontend.tracing import Tracing
 from cloud_server.genai_metrics import GenAiMetrics
 from cloud_server.metrics import Metrics
 from cloud_server.settings import Settings
@@ -17,6 +18,8 @@ from protos.errors import BridgeError, OverloadedError
 from protos.header import Header
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.points import OperatingPoint
+from protos.process.logs import Logger
+from protos.process.trace_export import Traces
 
 
 class Telemetry:
@@ -27,9 +30,10 @@ class Telemetry:
         devices: counts by device; None for no such series.
         genai: metrics under OpenTelemetry's names; None for none.
         events: gets a line for each event; None for none.
+        tracing: makes their traces; None for none.
 
     Attributes:
-        metrics: as given.
+        metrics, tracing: as given.
     """
 
     def __init__(
@@ -38,16 +42,17 @@ class Telemetry:
         devices: DeviceSeries | None = None,
         genai: GenAiMetrics | None = None,
         events: EventLog | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.metrics, self._devices, self._genai = metrics, devices, genai
-        self._events = events
+        self._events, self.tracing = events, tracing
 
     @classmethod
-    def of(cls, settings: Settings, metrics: Metrics) -> Telemetry:
+    def of(cls, settings: Settings, metrics: Metrics, log: Logger) -> Telemetry:
         """What the settings ask for.
 
         Raises:
-            ConfigError: the event log cannot be written.
+            ConfigError: the event log cannot be written, or OpenTelemetry's SDK is missing.
         """
         devices = DeviceSeries(metrics, settings.device_series) if settings.device_series else None
         genai = None
@@ -57,10 +62,17 @@ class Telemetry:
         if settings.event_log is not None:
             dropped = metrics.event_lines_dropped.inc
             events = EventLog(settings.event_log, settings.event_log_bytes, dropped)
-        return cls(metrics, devices, genai, events)
+        tracing = None
+        if settings.otlp_endpoint:
+            counted = metrics.traces.labels
+            sender = Traces(settings, "neural-bridge", log, lambda why: counted(why).inc())
+            tracing = Tracing(sender)
+        return cls(metrics, devices, genai, events, tracing)
 
     def close(self) -> None:
         """Write what waits; takes a few seconds at most."""
+        if self.tracing is not None:
+            self.tracing.close()
         if self._events is not None:
             self._events.close()
 
@@ -144,6 +156,8 @@ class Telemetry:
                 s=(said.queue_s, said.decode_s, said.project_s, said.inject_s),
                 w=said.warnings,
             )
+        if self.tracing is not None and computation.trace is not None:
+            self.tracing.accepted(computation, computation.trace, said)
 
     def answered(
         self, computation: Computation, bundle_id: str, said: Answered, has_frame: bool
@@ -171,6 +185,8 @@ class Telemetry:
                 tokens=said.tokens,
                 s=(None if has_frame else said.queue_s, said.prefill_s, said.generate_s),
             )
+        if self.tracing is not None and computation.trace is not None:
+            self.tracing.answered(computation, computation.trace, said)
 
     def risky(self, computation: Computation, risk: float | None) -> None:
         """The risk of an answer; None if it is unknown."""
@@ -180,6 +196,8 @@ class Telemetry:
             self._devices.answered(computation.owner, risk)
         if self._events is not None and risk is not None:
             self._events.note("risky", id=computation.request_id.hex(), risk=risk)
+        if computation.trace is not None:
+            computation.trace.risk = risk
 
     def sent(self, computation: Computation, answer: pb.Answer) -> None:
         """An answer has left."""
@@ -191,6 +209,13 @@ class Telemetry:
             self._genai.answered(first_s, total_s, answer.tokens)
         if self._events is not None:
             self._events.note("sent", id=example["request_id"], first=first_s, total=total_s)
+        if self.tracing is not None and computation.trace is not None:
+            self.tracing.sent(computation, computation.trace, answer)
+
+    def failed(self, computation: Computation, error: BridgeError) -> None:
+        """A request that was begun was refused; `refused` counts it."""
+        if self.tracing is not None and computation.trace is not None:
+            self.tracing.refused(computation, computation.trace, error)
 
     def fed_back(self, request_id: bytes, point: str, said: Compressed) -> None:
         """A scene's state goes back to a device.

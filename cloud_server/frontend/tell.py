@@ -28,6 +28,7 @@ from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.parcel import Course
 from protos.process import logs
 from protos.process.logs import Logger
+from protos.process.trace import Context
 from protos.refusals import refused
 
 
@@ -58,6 +59,7 @@ class Stream:
         whole: whether the client wants no Accepted and no Token of a request with a question.
         course: of its parcels.
         crop_bytes: longest crop that its device would send; 0 for none.
+        context: its W3C trace context; None if its device makes no traces.
     """
 
     def __init__(self, outbox: Outbox | None = None) -> None:
@@ -68,6 +70,7 @@ class Stream:
         self.advised_less = False
         self.course = Course()
         self.crop_bytes = 0
+        self.context: Context | None = None
         self.ended = asyncio.Event()
 
     def follow(self, computation: Computation) -> None:
@@ -161,6 +164,7 @@ class Teller:
             self._refusals.note(
                 said, computation.request_id, computation.frame_number, computation.owner
             )
+            self._telemetry.failed(computation, said)
             self._sessions.refused(job.bundle, computation.owner, said)
             self._under_way.end(asked.id, computation, None)
             computation.emit("refused", refused(said))

@@ -29,15 +29,8 @@ from edge_agent.uplink.negotiate import feedback_decoder, negotiate
 from edge_agent.uplink.retry import Refused, RetryPolicy
 from edge_agent.uplink.servers import Servers, address_of
 from edge_agent.uplink.session import Session
-from edge_agent.uplink.stream import Stream, open_events
+from edge_agent.uplink.stream import Stream, call_metadata, open_events
 from projector.codec.feedback import FeedbackDecoder
-from protos.calls import (
-    ACCEPTED_WAIT_KEY,
-    CROP_KEY,
-    EVENTS_APART,
-    SESSION_METADATA_KEY,
-    WHOLE_ANSWERS,
-)
 from protos.errors import (
     BridgeError,
     BundleVersionError,
@@ -54,6 +47,7 @@ from protos.errors import (
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
 from protos.process.logs import Logger
+from protos.process.trace import Context
 
 FATAL = (
     ConfigError,
@@ -90,6 +84,7 @@ class Connection:
         stream: the stream opened last; None before.
         crops: answers the service's wish for crops; None allows none.
         accepted_wait: the metadata `nb-accepted-wait` of its streams; empty: none.
+        context: of the traces of this run; None: there are none.
     """
 
     def __init__(
@@ -109,6 +104,7 @@ class Connection:
         self.session: Session | None = None
         self.stream: Stream | None = None
         self.accepted_wait = ""
+        self.context: Context | None = None
         self.crops: Crops | None = None
         self._layout = layout
         self._servers = Servers.of(dial)
@@ -354,22 +350,16 @@ class Connection:
             opened.push_async_callback(up.close)
             session = known or await self._negotiate(up, dial)
             channels = [up]
-            metadata: tuple[tuple[str, str | bytes], ...] = (
-                (SESSION_METADATA_KEY, session.session_id),
-                WHOLE_ANSWERS,
-            )
             events = None
             if self._apart:
                 down = dial()
                 opened.push_async_callback(down.close)
                 channels.append(down)
                 events = await self._events(session, down, dial, known is None)
-            if events is not None:
-                metadata += (EVENTS_APART,)
-            if self.accepted_wait:
-                metadata += ((ACCEPTED_WAIT_KEY, self.accepted_wait),)
-            if self.crops is not None:
-                metadata += ((CROP_KEY, str(self.crops.most_bytes)),)
+            cropped = 0 if self.crops is None else self.crops.most_bytes
+            metadata = call_metadata(
+                session, events is not None, self.accepted_wait, cropped, self.context
+            )
             call = bridge_pb2_grpc.BridgeStub(up).Infer(metadata=metadata)
             opened.pop_all()
             session.forget_advice()  # advice belongs to a stream, and that one is gone

@@ -272,6 +272,7 @@ class Uplink:
             uplink_ms=(self.clock() - sent.at) * 1000 if sent.attempts else 0.0,
             attempts=sent.attempts,
             crop_bytes=cropped,
+            ended_ns=time.monotonic_ns(),
         )
         if self.shadows is not None and outcome.final:
             self.shadows.ended(outcome)

@@ -50,6 +50,7 @@ class Outcome:
         returned: the state that was asked for; None for any other request.
         final: sending it again would not help: it was answered, or refused for good. Else the way
             to the server, or the time for it, ended the attempts.
+        ended_ns: when it ended (nanoseconds, the machine's monotonic clock); 0 if unknown.
         crop_bytes: of the crop that the service asked for and got; 0 without one.
     """
 
@@ -64,3 +65,4 @@ class Outcome:
     returned: Returned | None = None
     final: bool = True
     crop_bytes: int = 0
+    ended_ns: int = 0

@@ -16,7 +16,7 @@ from edge_agent.uplink.outcome import Outcome, Returned
 from edge_agent.uplink.request import Request
 from edge_agent.uplink.retry import Refused
 from edge_agent.uplink.session import Session
-from edge_agent.uplink.stream import Stream
+from edge_agent.uplink.stream import Stream, call_context
 from protos.digest import session_constants
 from protos.errors import (
     BridgeError,
@@ -174,7 +174,10 @@ class Scenes:
         answer: bridge_pb2.Answer | None = None
         try:
             stub = bridge_pb2_grpc.BridgeStub(stream.channel)
-            async for event in stub.Ask(request, timeout=self._uplink.policy.answer_timeout_s):
+            context = self._uplink.connection.context
+            metadata = None if context is None else call_context(context, request.request_id)
+            patience_s = self._uplink.policy.answer_timeout_s
+            async for event in stub.Ask(request, timeout=patience_s, metadata=metadata):
                 kind = event.WhichOneof("event")
                 if kind == "refused":
                     raise self._uplink.refusal(event.refused, session, sent)

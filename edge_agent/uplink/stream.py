@@ -12,9 +12,17 @@ import grpc
 from edge_agent.uplink.call_errors import error_of, unhidden
 from edge_agent.uplink.dial import Dial
 from edge_agent.uplink.session import Session
+from protos.calls import (
+    ACCEPTED_WAIT_KEY,
+    CROP_KEY,
+    EVENTS_APART,
+    SESSION_METADATA_KEY,
+    WHOLE_ANSWERS,
+)
 from protos.errors import BridgeError, EngineUnavailableError, OfflineError
 from protos.neuralbridge.v1 import bridge_pb2, bridge_pb2_grpc
 from protos.parcel import Course
+from protos.process.trace import TRACEPARENT, Context, uplink_context
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,38 @@ class Stream:
         self.fail(self.broken)
         for channel in self.channels:
             await channel.close()
+
+
+def call_metadata(
+    session: Session, apart: bool, accepted_wait: str, crop_bytes: int, context: Context | None
+) -> tuple[tuple[str, str | bytes], ...]:
+    """Metadata of an Infer call.
+
+    Args:
+        session: in which it is opened.
+        apart: whether its events come by a call of their own.
+        accepted_wait: see `Connection`.
+        crop_bytes: longest crop that is sent; 0 for none.
+        context: of the traces of this run; None if there are none.
+    """
+    metadata: tuple[tuple[str, str | bytes], ...] = (
+        (SESSION_METADATA_KEY, session.session_id),
+        WHOLE_ANSWERS,
+    )
+    if apart:
+        metadata += (EVENTS_APART,)
+    if accepted_wait:
+        metadata += ((ACCEPTED_WAIT_KEY, accepted_wait),)
+    if crop_bytes:
+        metadata += ((CROP_KEY, str(crop_bytes)),)
+    if context is not None:
+        metadata += ((TRACEPARENT, context.header),)
+    return metadata
+
+
+def call_context(context: Context, request_id: bytes) -> tuple[tuple[str, str], ...]:
+    """Metadata of a call for one question, in the trace of that question."""
+    return ((TRACEPARENT, uplink_context(context, request_id).header),)
 
 
 async def open_events(channel: grpc.aio.Channel, session: Session, timeout_s: float) -> Any:

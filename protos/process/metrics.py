@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry
 from protos.distortion import Distortion
 from protos.process.exposition import Registry
 from protos.process.metric_kinds import Label
-from protos.process.metric_rows import FIDELITY, LINK, HistogramRow, Row
+from protos.process.metric_rows import FIDELITY, LATENCY, LINK, CounterRow, HistogramRow, Row
+from protos.process.trace import WHY
 
 BYTES = (16, 32, 64, 128, 256, 512, 1024, 4096, 16384, 65536, 262144, 1048576)
 RATIO = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -84,6 +85,15 @@ class MetricSet(Table):
         "Distance from the calibration statistics (Mahalanobis, per root latent)",
         FIDELITY,
         buckets=_UNFAMILIARITY,
+    )
+
+    traces = CounterRow(
+        "traces_total",
+        "traces",
+        "Traces sent to the collector, by why they were kept; dropped: too many at once, or the "
+        "collector did not keep up",
+        LATENCY,
+        Label("why", (*WHY, "dropped")),
     )
 
     def observe_state(self, kept_tokens: int, distortion: Distortion) -> None:

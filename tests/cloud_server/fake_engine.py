@@ -182,7 +182,9 @@ class FakeEngine(Engine):
         self._numbers.end_step()
         score = 0.0 if self._bundles.get(job.bundle, {}).get("risky") else math.nan
         far = bytes(48 * bool(each) for each in job.kept)
-        self._emit(Accepted(job.id, 0.001, 0.001, 0.001, 0.001, moments_score=score, far=far))
+        spans = [("decode", job.received_ns + 1, job.received_ns + 2)] if job.trace else []
+        said = Accepted(job.id, 0.001, 0.001, 0.001, 0.001, moments_score=score, far=far)
+        self._emit(replace(said, spans=spans))
         if job.question == "begin":
             self._emit(TokenMade(job.id, 0, "0 "))
         if job.question in ("hold", "begin"):
@@ -213,7 +215,8 @@ class FakeEngine(Engine):
         text = " ".join(str(i) for i in range(tokens))
         text = str(os.getpid()) if job.question == "where" else text
         text = self._bundles.get(job.bundle, {}).get("answer", text)
-        self._emit(Answered(job.id, text, tokens, 0.001, 0.001, 0.001))
+        spans = [("generate", job.received_ns + 2, job.received_ns + 3)] if job.trace else []
+        self._emit(Answered(job.id, text, tokens, 0.001, 0.001, 0.001, spans=spans))
 
     @property
     def busy(self) -> bool:

@@ -49,7 +49,7 @@ def test_messages_that_travel_together_come_out_in_order() -> None:
         [["Ready", "m", 1.0, "more"]],
         [["Ready", "m", 1.0], b"more"],
         [["Job", *msgspec.structs.astuple(MESSAGES[0])[:5]]],
-        [["Job", *msgspec.structs.astuple(MESSAGES[0])[:-1], "1"]],
+        [["Job", *msgspec.structs.astuple(MESSAGES[0])[:-1], 1]],
     ],
 )
 def test_a_garbled_link_message_is_a_typed_error(plain: object) -> None:

@@ -157,3 +157,19 @@ def test_a_job_cancelled_in_mid_decode_has_no_row_in_the_next_step(files: Files)
     bench.drain()
     assert 0 not in {event.job for event in bench.said[said:]}
     assert set(bench.answers()) == {1, 2}
+
+
+def test_a_traced_job_gets_the_engines_spans_and_another_one_none(bench: Bench) -> None:
+    traced = structs.replace(bench.job(1, limit=2), trace="00-" + "1" * 32 + "-" + "2" * 16 + "-01")
+    bench.engine.submit(traced)
+    bench.engine.submit(bench.job(2, limit=2))
+    bench.drain()
+    accepted = {one.job: one for one in bench.said if isinstance(one, Accepted)}
+    answered = bench.answers()
+    names = [name for name, *_ in accepted[1].spans + answered[1].spans]
+    assert names == ["decode", "project", "inject", "prefill", "generate"]
+    times = [span[1:] for span in accepted[1].spans + answered[1].spans]
+    assert all(begin <= end for begin, end in times)
+    assert [begin for begin, _ in times] == sorted(begin for begin, _ in times)
+    assert times[0][0] >= traced.received_ns
+    assert not accepted[2].spans and not answered[2].spans
