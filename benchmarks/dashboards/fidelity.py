@@ -7,10 +7,13 @@ from benchmarks.dashboards.panel import (
     SERVICE,
     Dashboard,
     Panel,
+    in_an_hour,
     mean,
     or_none,
+    quantile,
     quantiles,
     rate,
+    worst,
 )
 
 C, E = SERVICE, AGENT
@@ -99,6 +102,66 @@ BOARD = Dashboard(
                 },
             ),
         ],
+        "Truth, on shadowed frames": [
+            Panel(
+                "Same answer as from the picture",
+                "percentunit",
+                "Above 90 %, the objective. Only frames whose picture came too.",
+                {
+                    "{{bundle}}": "sum by (bundle) (rate("
+                    f'{C}shadow_answers_total{{same="yes"}}[$__rate_interval])) / '
+                    + rate("shadow_answers_total", "bundle"),
+                },
+            ),
+            Panel(
+                "True error of projected caches",
+                "percentunit",
+                "Flat for a bundle. Relative to the picture's own cache, mean over the layers.",
+                {
+                    "median, {{bundle}}": quantile(0.5, "shadow_error_ratio", "bundle"),
+                    "95th percentile, {{bundle}}": quantile(0.95, "shadow_error_ratio", "bundle"),
+                },
+            ),
+            Panel(
+                "True error by layer",
+                "percentunit",
+                "Flat. Late layers usually lose more.",
+                {"{{bundle}} {{layer}}": worst("shadow_layer_error_ratio", "bundle, layer", C)},
+            ),
+            Panel(
+                "Divergence of the first token",
+                "none",
+                "Nats, near 0.",
+                {
+                    "median, {{bundle}}": quantile(0.5, "shadow_kl_nats", "bundle"),
+                    "95th percentile, {{bundle}}": quantile(0.95, "shadow_kl_nats", "bundle"),
+                },
+            ),
+            Panel(
+                "Shadowed pictures",
+                "ops",
+                "The share that devices agreed to, 1 % by default. late: no engine had time.",
+                {"{{outcome}}": rate("shadows_total", "outcome")},
+                of_total=True,
+            ),
+            Panel(
+                "Age of the newest shadowed picture",
+                "s",
+                "Minutes while frames come. No news is not good news.",
+                {"{{bundle}}": f"time() - {worst('shadow_last_timestamp_seconds', 'bundle', C)}"},
+            ),
+            Panel(
+                "Drift",
+                "short",
+                "0 devices. The live page names them.",
+                {
+                    "devices, {{bundle}}": worst("drift_devices", "bundle", C),
+                    "alarms in an hour, {{bundle}}": or_none(
+                        in_an_hour("drift_alarms_total", "bundle", C)
+                    ),
+                },
+            ),
+        ],
         "Losses": _losses(C),
     },
     by_name=[
@@ -119,6 +182,12 @@ BOARD = Dashboard(
             "percentunit",
             "As on the service; the guard acts on it.",
             {"mean": mean("risk_ratio", half=E), **quantiles("risk_ratio", E)},
+        ),
+        Panel(
+            "Shadowed pictures",
+            "ops",
+            "The share that this device agreed to; none without consent.",
+            {"{{outcome}}": rate("shadows_total", "outcome", E)},
         ),
         Panel(
             "Not the projected frame's answer",

@@ -105,6 +105,12 @@ BOARD = Dashboard(
         ],
         "Versions and care": [
             Panel(
+                "Devices whose camera drifts",
+                "short",
+                "0. Else what they see no longer fits the map of their bundle.",
+                {"{{bundle}}": worst("drift_devices", "bundle", C)},
+            ),
+            Panel(
                 "Versions",
                 "short",
                 "One version of the service. Agents of one version, or of two during a "

@@ -145,6 +145,7 @@ BOARD = Dashboard(
             "Follows the frames.",
             {
                 "sent": rate("sent_bytes_total", "", E),
+                "shadowed pictures": rate("shadow_bytes_total", "", E),
                 "updates fetched": rate("update_bytes_total", "", E),
             },
         ),

@@ -78,6 +78,7 @@ class Watched:
             *("--state-dir", str(self.folder / "state"), "--server", self.site.at.address),
             *("--server-name", "localhost", "--model", str(EDGE_MODEL), "--source", source),
             *("--question-mode", "infer", "--output", str(self.folder / "answers.jsonl")),
+            *("--allow-shadow", "--shadow-share", "1"),
             *("--spool", str(self.folder / "spool"), "--metrics-port", str(self.agent_port)),
         ]
         log = self.folder / "agent.log"
@@ -183,6 +184,8 @@ def record(it: Watched, say: Callable[[str], None]) -> dict[str, dict[str, Any]]
         say("a device starts and is answered")
         it.stack.until(f"sum ({c}answers_total) > 20", LONG_S)
         it.ask_over_http()
+        it.stack.until(f"sum ({c}shadow_answers_total) > 0", LONG_S)
+        it.stack.until(f"{c}drift_devices", LONG_S)
         it.stack.until(f"{c}device_power_watts > 0 and on () {c}known_devices > 0", LONG_S)
         it.stack.until(f"{e}answers_total > 0", LONG_S)
         say("the engine is killed and comes back")
@@ -190,7 +193,7 @@ def record(it: Watched, say: Callable[[str], None]) -> dict[str, dict[str, Any]]
         it.stack.until(f"sum ({c}engine_restarts_total) > 0", LONG_S)
         before = it.site.metric('answers_total{bundle="edge-a-cloud"}')
         it.stack.until(f"sum ({c}answers_total) > {before + 10}", LONG_S)
-        it.stack.until('count (neural_bridge:slo_burn:ratio{window="3d"}) >= 3', LONG_S)
+        it.stack.until('count (neural_bridge:slo_burn:ratio{window="3d"}) >= 4', LONG_S)
     say("every panel's queries are run")
     found = {}
     for shown in boards.ALL:

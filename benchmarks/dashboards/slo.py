@@ -11,6 +11,7 @@ from benchmarks.dashboards.panel import (
     quantiles,
     rate,
     total,
+    worst,
 )
 
 C, E = SERVICE, AGENT
@@ -121,6 +122,26 @@ BOARD = Dashboard(
                 "percentunit",
                 "95 of 100 answers have a risk of at most 20 %.",
                 quantiles("risk_ratio"),
+            ),
+            Panel(
+                "Shadowed frames: same answer as from the picture",
+                "percentunit",
+                "Above 90 %.",
+                {
+                    "{{bundle}}": "sum by (bundle) (rate("
+                    f'{C}shadow_answers_total{{same="yes"}}[$__rate_interval])) / '
+                    + rate("shadow_answers_total", "bundle"),
+                },
+            ),
+            Panel(
+                "Shadowing and drift",
+                "short",
+                "0 devices drift; the newest shadowed picture is minutes old.",
+                {
+                    "devices that drift, {{bundle}}": worst("drift_devices", "bundle", C),
+                    "hours since the newest, {{bundle}}": "(time() - "
+                    f"{worst('shadow_last_timestamp_seconds', 'bundle', C)}) / 3600",
+                },
             ),
             Panel(
                 "HTTP answers, by status",
