@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from setuptools_scm import get_version
+
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLS = {"edge": "edge,video", "cloud": "cloud,postgresql"}
 """From the name of a bill of materials to the extras that are installed for it."""
@@ -82,7 +84,12 @@ def licence_table(bills: dict[str, dict[str, Any]]) -> str:
 
 def build(out: Path) -> dict[str, Path]:
     """Build source archives and wheels; returns the wheels by distribution."""
-    environ = os.environ | {"SOURCE_DATE_EPOCH": _commit_time()}
+    # One version for both, also where the tree changes meanwhile.
+    version = get_version(root=str(ROOT), fallback_version="0.1.dev0")
+    environ = os.environ | {
+        "SETUPTOOLS_SCM_PRETEND_VERSION": version,
+        "SOURCE_DATE_EPOCH": _commit_time(),
+    }
     for project in (ROOT, ROOT / "reference"):
         _run("uv", "build", "--quiet", "--no-build-isolation", "--python", sys.executable,
              "--out-dir", str(out), str(project), environ=environ)  # fmt: skip
