@@ -24,7 +24,7 @@ from typing import Any
 from setuptools_scm import get_version
 
 ROOT = Path(__file__).resolve().parent.parent
-INSTALLS = {"edge": "edge,video", "cloud": "cloud,postgresql"}
+INSTALLS = {"edge": "edge,video", "cloud": "cloud,otlp,postgresql"}
 """From the name of a bill of materials to the extras that are installed for it."""
 BOM_TOOL = "cyclonedx-bom==7.5.0"
 _HEADING = re.compile(r"^## \[(?P<version>[^\]]+)\].*$", re.MULTILINE)

@@ -5,7 +5,7 @@ set -eu
 unset PYTHONPATH PYTHONHOME
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
-extra=cloud,postgresql
+extra=cloud,otlp,postgresql
 root=''
 wheels=''
 python=''
@@ -34,7 +34,7 @@ usage: install.sh [options]
   --bundles PATH     a bundle, repeatable
   --name HOST        name or address that devices and people use, repeatable
   --database URL     postgresql://… (default: SQLite)
-  --extra NAMES      extras to install (default: cloud,postgresql; with tensorrt for NVIDIA GPUs)
+  --extra NAMES      extras to install (default: cloud,otlp,postgresql; with tensorrt for NVIDIA GPUs)
   --torch-index URL  take torch from here first, such as https://download.pytorch.org/whl/cpu
   --python FILE      the Python to use (default: python3; 3.10 or later)
   --upgrade          install again, beside what runs, and switch to it when it is whole

@@ -364,7 +364,7 @@ if [ -z "$environment" ]; then
 		if [ -n "$torch_index" ] && [ "$(uname -m)" = x86_64 ] && [ ! -e /dev/nvidiactl ]; then
 			pip_install --index-url "$torch_index" torch || say "no torch from $torch_index: takes it from pip's index"
 		fi
-		pip_install "$(echo "$dir"/wheels/neural_bridge-*.whl)[cloud,edge,postgresql]"
+		pip_install "$(echo "$dir"/wheels/neural_bridge-*.whl)[cloud,edge,otlp,postgresql]"
 		if ls "$dir"/wheels/neural_bridge_reference-*.whl >/dev/null 2>&1; then
 			pip_install "$(echo "$dir"/wheels/neural_bridge_reference-*.whl)"
 		fi
@@ -426,6 +426,7 @@ collector=$(command -v otelcol-contrib || command -v otelcol || true)
 export NEURAL_BRIDGE_CLOUD_DIRECTORY="$service"
 set -- --port "$device_port" --open-port "$open_port" --api-port "$api_port" --metrics-port "$metrics_port" --ready-file "$run/ready"
 [ -z "$host" ] || set -- "$@" --host "$host" --api-host "$host"
+[ -z "$collector" ] || set -- "$@" --otlp-endpoint "http://127.0.0.1:$traces_port"
 runs service || rm -f "$run/ready"
 launch service cloud-server serve "$@" 9>&-
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.checkout import ROOT
 
-EXTRAS = ("edge", "cloud", "postgresql")
+EXTRAS = ("edge", "cloud", "otlp", "postgresql")
 BOOT = "edge_agent/update/boot.py"
 
 

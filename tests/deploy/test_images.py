@@ -97,7 +97,7 @@ def test_the_services_image_is_built_and_answers_without_rights(
     assert dist.main(["--out", str(tmp_path / "dist"), "--no-bom"]) == 0
     wheels = sorted((tmp_path / "dist").glob("*.whl"))
     pinned = ("-c", str(ROOT / ".ci/constraints.txt"))
-    context = wheelhouse(wheels, tmp_path / "wheels", "cloud,postgresql,edge,align", *pinned)
+    context = wheelhouse(wheels, tmp_path / "wheels", "cloud,otlp,postgresql,edge,align", *pinned)
     base = containers.base("amd64", tmp_path)
     offline = {"TORCH_INDEX": "", "PIP_NO_INDEX": "1"}
     containers.build(CLOUD / "Dockerfile", context, f"{TAG}-cloud", BASE=base, **offline)

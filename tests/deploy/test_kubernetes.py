@@ -32,6 +32,7 @@ ALL: dict[str, Any] = LEAST | {
         "serviceMonitor": {"enabled": True, "existingSecret": "scraper"},
         "prometheusRule": {"enabled": True},
     },
+    "traces": {"endpoint": "http://collector:4318"},
     "nodeSelector": {"gpu": "yes"},
     "podAnnotations": {"a": "b"},
 }
