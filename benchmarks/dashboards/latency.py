@@ -67,9 +67,21 @@ BOARD = Dashboard(
                 "than before.",
                 {"{{instance}}": total("requests_ended_per_second", "instance", how="max")},
             ),
+            Panel(
+                "Traces",
+                "ops",
+                "0, unless traces are exported. dropped: the collector is slow or gone.",
+                {"{{why}}": rate("traces_total", "why")},
+            ),
         ],
     },
     agents=[
+        Panel(
+            "Traces of devices",
+            "ops",
+            "0, unless traces are exported.",
+            {"{{why}}": rate("traces_total", "why", E)},
+        ),
         Panel(
             "Stages on devices, 95th percentile",
             "s",

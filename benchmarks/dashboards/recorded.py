@@ -1,6 +1,7 @@
 """The recorded run: a service, a device with simulated sensors, every panel's query run on them.
 
-`python -m benchmarks.dashboards.recorded` runs it by itself and names the queries without data.
+`python -m benchmarks.dashboards.recorded` runs it by itself and names the queries without data; the
+figures go to `build/bench/dashboards.json`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import grpc
 
 from benchmarks import command
 from benchmarks.dashboards import board, boards
-from benchmarks.dashboards.stack import Stack, faster, free_port, stack
+from benchmarks.dashboards.stack import MONITORING, Stack, faster, free_port, stack
 from benchmarks.serve.identities import Identities
 from benchmarks.serve.site import Site, site
 from edge_agent.identity.identity import Identity
@@ -43,6 +44,7 @@ _FLAGS = ("--device-series", "100")
 LONG_S = 900.0
 """Longest wait for something to happen, on a machine that does other things too."""
 _DAY_S = 86400
+_PROMETHEUS = MONITORING / "prometheus"
 _SETTINGS = """
 [remote]
 vitals_every_s = 1
@@ -242,27 +244,51 @@ def figures(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def alerts_with_cases() -> dict[str, Any]:
+    """How many alerts have both cases; `tests/deploy/test_monitoring.py` runs them."""
+    texts = [path.read_text(encoding="utf-8") for path in (_PROMETHEUS / "rules").glob("*.yaml")]
+    alerts = {name for text in texts for name in re.findall(r"(?m)- alert: (\w+)$", text)}
+    firing, calm = set(), set()
+    for path in (_PROMETHEUS / "tests").glob("*.yaml"):
+        for name, expected in re.findall(
+            r"alertname: (\w+)\n\s+exp_alerts:(.*)\n", path.read_text(encoding="utf-8")
+        ):
+            (calm if expected.strip() == "[]" else firing).add(name)
+    both = alerts & firing & calm
+    return {
+        "name": "alerts with firing and non-firing tests",
+        "value": len(both),
+        "unit": "alerts",
+        "target": f"all {len(alerts)}",
+        "met": both == alerts,
+    }
+
+
 def measure(given: argparse.Namespace) -> int:
-    """Run it, and print what has no data."""
+    """Run it, write the report, and print what has no data."""
     with tempfile.TemporaryDirectory(prefix="nb-recorded-") as folder:
         with watched(Path(folder)) as it:
             found = record(it, lambda text: print(f"recorded: {text}", file=sys.stderr, flush=True))
+    rows = [*figures(found), alerts_with_cases()]
+    report = {"command": command.command("dashboards.recorded"), "figures": rows, "panels": found}
+    command.write(report, given.out / "dashboards.json")
     if given.json:
-        print(json.dumps({"figures": figures(found), "panels": found}, indent=1))
+        print(json.dumps(report, indent=1))
     else:
         for name, values in found.items():
             for legend, (shown, bare) in values.items():
                 if not bare:
                     print(f"{name}: {legend}: {'0 only' if shown else 'nothing'}")
-        for row in figures(found):
+        for row in rows:
             print(f"{row['name']}: {row['value']} {row['unit']} {row['target']}".rstrip())
-    return 0 if figures(found)[0]["met"] else 1
+    return 0 if all(row["met"] in (True, None) for row in rows) else 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = command.parser("dashboards.recorded", "Run every panel's query on a recorded run.")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--out", type=Path, default=command.REPORTS)
     return command.run(parser, measure, argv)
 
 
