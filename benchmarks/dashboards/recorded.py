@@ -248,7 +248,8 @@ def alerts_with_cases() -> dict[str, Any]:
     """How many alerts have both cases; `tests/deploy/test_monitoring.py` runs them."""
     texts = [path.read_text(encoding="utf-8") for path in (_PROMETHEUS / "rules").glob("*.yaml")]
     alerts = {name for text in texts for name in re.findall(r"(?m)- alert: (\w+)$", text)}
-    firing, calm = set(), set()
+    firing: set[str] = set()
+    calm: set[str] = set()
     for path in (_PROMETHEUS / "tests").glob("*.yaml"):
         for name, expected in re.findall(
             r"alertname: (\w+)\n\s+exp_alerts:(.*)\n", path.read_text(encoding="utf-8")

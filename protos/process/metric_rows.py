@@ -29,7 +29,7 @@ BASE_UNITS = ("seconds", "bytes", "ratio", "joules", "watts", "celsius")
 """Units that end a metric's name; any other unit says what is counted."""
 STATE = "state"
 """Unit of a gauge that is 1 or 0."""
-_PRESET = 16
+_PRESET = 32
 """Series of a counter or histogram that are shown from the start, with 0; not if there are more."""
 
 Kind = TypeVar("Kind")
