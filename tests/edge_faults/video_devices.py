@@ -22,7 +22,7 @@ from tests.edge_agent.cameras.watched_camera import Watched, children, value
 from tests.edge_faults import vivid
 from tests.edge_faults.vivid import NTSC, PAL, TV, Vivid
 
-READERS = ("pyav", "gstreamer")
+READERS = ("pyav",)
 SIZE = 320, 180
 DEVICE = Vivid(0)
 _PATIENCE = replace(PATIENCE, backoff_max_s=0.5, open_s=60.0, stall_s=5.0, frozen_s=4.0)
