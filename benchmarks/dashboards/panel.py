@@ -109,9 +109,19 @@ class Dashboard:
         return self.title.lower()
 
     @property
+    def all_rows(self) -> dict[str, list[Panel]]:
+        """Panels by the title of their row, also those that are collapsed."""
+        found = dict(self.rows)
+        if self.by_name:
+            found["Devices by name (the service's --device-series)"] = self.by_name
+        if self.agents:
+            found["Agents that Prometheus scrapes itself"] = self.agents
+        return found
+
+    @property
     def panels(self) -> list[Panel]:
         """All panels."""
-        return [panel for row in self.rows.values() for panel in row] + self.by_name + self.agents
+        return [panel for row in self.all_rows.values() for panel in row]
 
     def to_json(self) -> str:
         """As Grafana reads it."""
@@ -134,20 +144,22 @@ class Dashboard:
                 .keep_time(True)
             )
         )
-        for title, panels in self.rows.items():
-            made.with_row(grafana.Row(title))
-            for panel in panels:
-                made.with_panel(panel.build())
-        for title, panels in (
-            ("Devices by name (the service's --device-series)", self.by_name),
-            ("Agents that Prometheus scrapes itself", self.agents),
-        ):
-            if panels:
-                row = grafana.Row(title).collapsed(True)
-                for panel in panels:
-                    row.with_panel(panel.build())
+        for title, panels in self.all_rows.items():
+            row = grafana.Row(title)
+            if title in self.rows:
                 made.with_row(row)
+                for panel in panels:
+                    made.with_panel(panel.build())
+            else:
+                made.with_row(_collapsed(row, panels))
         return JSONEncoder(sort_keys=True, indent=2).encode(made.build()) + "\n"
+
+
+def _collapsed(row: grafana.Row, panels: list[Panel]) -> grafana.Row:
+    row.collapsed(True)
+    for panel in panels:
+        row.with_panel(panel.build())
+    return row
 
 
 def metrics_of(expr: str) -> set[str]:

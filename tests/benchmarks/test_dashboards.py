@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import docs
 from benchmarks.dashboards import __main__ as command
 from benchmarks.dashboards import boards
 from benchmarks.dashboards.panel import Dashboard, metrics_of
@@ -40,10 +41,13 @@ def test_the_files_are_what_the_code_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main(["--check"]) == 0
-    at = ["--folder", str(tmp_path / "new")]
+    page = tmp_path / "dashboards.md"
+    page.write_text(f"before\n{docs.begin('dashboards')}\n{docs.END}\nafter\n")
+    at = ["--folder", str(tmp_path / "new"), "--page", str(page)]
     assert command.main([*at, "--check"]) == 1
     assert command.main(at) == 0
     assert command.main([*at, "--check"]) == 0
+    assert all(panel.title in page.read_text() for one in boards.ALL for panel in one.panels)
     (tmp_path / "new" / "old.json").write_text("{}")
     stale = tmp_path / "new" / "slo.json"
     stale.write_text(stale.read_text().replace("seconds", "minutes"))
