@@ -345,7 +345,7 @@ fi
 [ -x "$(postgres_programs)/initdb" ] || fail "no PostgreSQL server: apt-get install postgresql"
 alertmanager=$(command -v prometheus-alertmanager || command -v alertmanager) || fail "no Alertmanager: apt-get install prometheus-alertmanager"
 command -v prometheus >/dev/null || fail "no Prometheus: apt-get install prometheus"
-began=$(date +%s)
+whole_began=$(date +%s)
 mkdir -p "$dir" "$run" "$logs" "$keys"
 
 # Two starts at once would start everything twice.
@@ -478,7 +478,7 @@ if [ -d "$camera/identity" ]; then
 fi
 
 name=$(printf '%s' "$names" | head -n 1)
-say "ready after $(($(date +%s) - began)) s"
+say "ready after $(($(date +%s) - whole_began)) s"
 echo "  live page     https://${name:-$(uname -n)}:$api_port/live"
 if [ "$first" = yes ]; then
 	echo "  your key      $(cat "$keys/owner")"
