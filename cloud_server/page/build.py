@@ -45,6 +45,7 @@ def page_routers(
         held,
         access.live,
         lambda device_id: bridge.fleet.of(device_id) is not None,
+        bridge.shadows.pictures,
         settings.page_silent_s,
     )
     feed = Feed(sight, lambda: bridge.under_way.draining)

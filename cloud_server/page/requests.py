@@ -8,6 +8,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from cloud_server.crowd import Crowd
+from cloud_server.engine.store import Name
 from cloud_server.page.belief import Losses
 from cloud_server.page.timeline import Device
 
@@ -26,6 +27,7 @@ class Seen(Struct, frozen=True, eq=False):
         device: tenant and device whose scene it is about.
         asked_by: the device itself, or `key:` and a key's name.
         scene: id of the scene; empty if it is not held any more.
+        name: the scene's name in engines: session and frame number.
         at_s: when it arrived.
         question: empty for a frame without one.
         answer: its beginning; empty without one.
@@ -44,6 +46,7 @@ class Seen(Struct, frozen=True, eq=False):
     device: Device
     asked_by: str
     scene: str
+    name: Name
     at_s: float
     point: str
     payload_bytes: int

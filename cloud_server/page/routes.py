@@ -17,6 +17,15 @@ from cloud_server.page.views import DeviceDetail, FleetView, RequestDetail
 DeviceInPath = Annotated[str, Path(pattern=NAME)]
 RequestId = Annotated[str, Path(pattern="^[0-9a-f]{2,64}$", description="id of the request, hex")]
 
+_PICTURES = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg", b"RIFF": "image/webp"}
+"""Kinds of picture files, by how they begin."""
+_BYTES = "application/octet-stream"
+_PICTURE_HEADERS = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; sandbox",
+    "x-content-type-options": "nosniff",
+}
+
 
 def router(sight: Sight, feed: Feed) -> APIRouter:
     """The routes.
@@ -51,6 +60,21 @@ def router(sight: Sight, feed: Feed) -> APIRouter:
     ) -> RequestDetail:
         """One request: where its time went, what each stage lost, how far to believe its answer."""
         return sight.request(caller_of(request), tenant, device, id)
+
+    @made.get(
+        "/devices/{device}/requests/{id}/picture",
+        response_class=Response,
+        responses={200: {"content": {kind: {} for kind in _PICTURES.values()}}},
+    )
+    async def picture(
+        request: Request, device: DeviceInPath, id: RequestId, tenant: TenantName = None
+    ) -> Response:
+        """The picture of a request's scene, if it was shadowed and may be seen."""
+        file = sight.picture(caller_of(request), tenant, device, id)
+        kind = next((kind for begins, kind in _PICTURES.items() if file.startswith(begins)), "")
+        return Response(
+            file, headers=_PICTURE_HEADERS, media_type=kind or "application/octet-stream"
+        )
 
     # Endless, so not in the description, whose tests call every route and wait for its end.
     @made.get("/events", include_in_schema=False)

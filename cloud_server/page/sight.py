@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from cloud_server.api.fidelity import DistortionFigures
 from cloud_server.api.held import Held
+from cloud_server.frontend.shadowing.pictures import ShadowPictures
 from cloud_server.identity.caller import Caller
 from cloud_server.page import views
 from cloud_server.page.timeline import Device
@@ -27,6 +28,7 @@ class Sight:
         held: the scenes held.
         live: the directory of devices; None without one.
         attends: whether a device, by its id, takes orders now.
+        pictures: shadowed pictures that viewers may see.
         silent_s: a device that was not heard for so long counts as silent.
         clock: seconds since 1970.
     """
@@ -37,10 +39,12 @@ class Sight:
         held: Held,
         live: LiveDirectory | None,
         attends: Callable[[str], bool],
+        pictures: ShadowPictures,
         silent_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.watch, self._held, self._live = watch, held, live
+        self._pictures = pictures
         self._attends, self._silent_s, self._clock = attends, silent_s, clock
 
     @property
@@ -143,7 +147,22 @@ class Sight:
         heard = self.watch.heard(device)
         pictures = heard.picture_bytes if heard is not None and heard.pictures else None
         slots = self.watch.timelines.of(device, self._clock())
-        return views.request_of(seen, pictures, slots)
+        shadowed = self._pictures.of_scene(*seen.name) is not None
+        return views.request_of(seen, pictures, slots, shadowed)
+
+    def picture(self, caller: Caller, tenant: str | None, name: str, id: str) -> bytes:
+        """The shadowed picture of a request's scene: a PNG, JPEG or WebP file.
+
+        Raises:
+            ForbiddenError: its key may not read.
+            MissingError: as `request`, or no picture is kept for viewers.
+        """
+        device = self._require(caller, tenant, name)
+        seen = self.watch.requests.find(device, id)
+        found = None if seen is None else self._pictures.of_scene(*seen.name)
+        if found is None or (found.tenant, found.device) != device:
+            raise MissingError(f"no picture of request '{id}' of device '{name}' is kept")
+        return found.file
 
     def change_of(self, caller: Caller, tenant: str | None, name: str) -> int:
         """Number of a device's last change; 0 before the first.

@@ -232,6 +232,9 @@ class RequestDetail(BaseModel):
     warnings: list[str]
     refused: str = Field(description="name of the error; empty if it was answered or held")
     why_refused: str
+    has_picture: bool = Field(
+        description="whether the picture was shadowed and may be seen: GET …/requests/{id}/picture"
+    )
 
 
 _LOSSES = ("quantize", "dropped_attention", "latent_residual", "unfamiliarity")
@@ -277,13 +280,16 @@ def grid_of(scene: HeldScene | None) -> Grid | None:
     )
 
 
-def request_of(seen: Seen, picture_bytes: float | None, slots: list[Slot]) -> RequestDetail:
+def request_of(
+    seen: Seen, picture_bytes: float | None, slots: list[Slot], has_picture: bool
+) -> RequestDetail:
     """One request.
 
     Args:
         seen: what is remembered of it.
         picture_bytes: mean size of the device's pictures; None if unknown.
         slots: the device's timeline.
+        has_picture: whether its picture may be seen.
     """
     stages: list[Stage] = []
     begins = 0.0
@@ -323,6 +329,7 @@ def request_of(seen: Seen, picture_bytes: float | None, slots: list[Slot]) -> Re
         warnings=list(seen.warnings),
         refused=seen.refused,
         why_refused=seen.why,
+        has_picture=has_picture,
     )
 
 

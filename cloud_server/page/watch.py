@@ -175,6 +175,7 @@ class Watch:
             device=device,
             asked_by=device[1] if computation.owner == device else computation.owner[1],
             scene="" if scene is None else scene.scene_id,
+            name=(job.session, computation.frame_number),
             at_s=now_s - total_ms / 1e3,
             point="" if scene is None else scene.point,
             payload_bytes=len(job.body) if job.has_frame else 0,

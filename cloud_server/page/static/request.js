@@ -52,6 +52,13 @@ function Losses({ found }) {
     </table>`;
 }
 
+function Picture({ found }) {
+  if (!found.has_picture) return null;
+  const path = `/v1/live/devices/${encodeURIComponent(found.device)}/requests/${found.id}/picture?tenant=${encodeURIComponent(found.tenant)}`;
+  return html`<section class="panel" aria-labelledby="picture-title"><h2 id="picture-title">Picture</h2>
+    <img class="shadowed" src=${path} alt="What the camera saw: the device also sent this picture" /></section>`;
+}
+
 export function Request({ at, expired }) {
   const [found, setFound] = useState(null);
   const [failed, setFailed] = useState("");
@@ -79,5 +86,6 @@ export function Request({ at, expired }) {
       </dl>
       <section class="panel" aria-labelledby="time-title"><h2 id="time-title">Time</h2><${Waterfall} found=${found} /></section>
       <section class="panel" aria-labelledby="bytes-title"><h2 id="bytes-title">Bytes</h2><${Bytes} found=${found} /></section>
-      <section class="panel" aria-labelledby="losses-title"><h2 id="losses-title">Losses</h2><${Losses} found=${found} /></section>`}`;
+      <section class="panel" aria-labelledby="losses-title"><h2 id="losses-title">Losses</h2><${Losses} found=${found} /></section>
+      <${Picture} found=${found} />`}`;
 }

@@ -89,6 +89,13 @@ def test_no_route_shows_a_tenant_anothers_data(paths: dict[str, Any], tmp_path: 
                             ("GET", f"/v1/live/devices/nobody/requests/{NEVER}"),
                         ),
                         (
+                            (
+                                "GET",
+                                f"/v1/live/devices/{device}/requests/{ids[other]}/picture{query}",
+                            ),
+                            ("GET", f"/v1/live/devices/nobody/requests/{NEVER}/picture"),
+                        ),
+                        (
                             ("GET", f"/v1/live/events?device={device}{query.replace('?', '&')}"),
                             ("GET", "/v1/live/events?device=nobody"),
                         ),

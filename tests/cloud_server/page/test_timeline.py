@@ -92,6 +92,7 @@ def seen(number: int, question: str = "why?", answer: str = "so", tenant: str = 
         device=(tenant, "gate-3"),
         asked_by="gate-3",
         scene="",
+        name=("", number),
         at_s=float(number),
         point="uniform",
         payload_bytes=30,
