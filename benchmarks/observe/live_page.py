@@ -64,7 +64,7 @@ def live_page(folder: Path, quick: bool) -> dict[str, Any]:
     if not chromium():
         why = "no Chromium or no Playwright (make browser)"
         return {"figures": [not_run(name, "≤ 1", "s", why) for name in (PAINT, LAG)]}
-    frames = pool(folder)
+    frames = pool(command.REPORTS / "serve")  # the same frames as for the service
     shutil.rmtree(folder / "service", ignore_errors=True)
     identities = Identities.make(folder / "service", DEVICES)
     with stubbed(folder, identities) as place:

@@ -113,7 +113,7 @@ class Door:
         visit.context = context_of(headers.get(TRACEPARENT))
         with ExitStack() as stack:
             path = scope["path"]
-            if path in (SIGN_IN, SIGN_OUT):
+            if path in (SIGN_IN, SIGN_OUT) and scope["method"] == "POST":
                 _require_own_page(headers)
             if path not in OPEN_PATHS and not path.startswith(files.FILES):
                 credential = credential_of(headers)

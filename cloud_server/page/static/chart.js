@@ -3,6 +3,7 @@ import { html, useEffect, useRef, useState } from "./dom.js";
 import { figure, time } from "./words.js";
 
 const SHOWN_IN_TABLE = 12;
+const LEAST_S = 600; // of time that a chart covers
 
 function colours() {
   const style = getComputedStyle(document.documentElement);
@@ -45,7 +46,7 @@ export function Chart({ title, at, slotS, lines, bars = false, say = figure }) {
         ...size(),
         cursor: { drag: { x: false, y: false } },
         legend: { show: lines.length > 1 },
-        scales: { y: { range: (_, low, high) => [Math.min(0, low ?? 0), (high ?? 0) || 1] } },
+        scales: { x: { range: (_, from, to) => [from - slotS, Math.max(to, from + LEAST_S) + slotS] }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), (high ?? 0) || 1] } },
         axes: [{ ...axis, space: 70 }, { ...axis, size: 60, values: (_, ticks) => ticks.map(say) }],
         series: [
           {},

@@ -80,6 +80,7 @@ async def test_a_key_becomes_a_cookie_that_reads_asks_and_never_manages(
             told = await http.post("/v1/chat/completions", json=asked, headers=headers)
             assert told.status_code == 403, headers
         assert (await http.post("/live/sign-in", json={"key": key})).status_code == 403
+        assert (await http.request("TRACE", "/live/sign-in")).status_code == 405
         # A cookie is no key.
         text = http.cookies[NAME]
         async with browsing(it) as other:
