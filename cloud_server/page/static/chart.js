@@ -25,6 +25,11 @@ function withGaps(at, lines, slotS) {
   return [times, ...values];
 }
 
+// By the data: uPlot gives a single point a span of years.
+function spanned(slotS) {
+  return ({ data: [times] }) => [times[0] - slotS, Math.max(times.at(-1), times[0] + LEAST_S) + slotS];
+}
+
 export function Chart({ title, at, slotS, lines, bars = false, say = figure }) {
   const place = useRef(null);
   const plot = useRef(null);
@@ -46,7 +51,7 @@ export function Chart({ title, at, slotS, lines, bars = false, say = figure }) {
         ...size(),
         cursor: { drag: { x: false, y: false } },
         legend: { show: lines.length > 1 },
-        scales: { x: { range: (_, from, to) => [from - slotS, Math.max(to, from + LEAST_S) + slotS] }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), (high ?? 0) || 1] } },
+        scales: { x: { range: spanned(slotS) }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), (high ?? 0) || 1] } },
         axes: [{ ...axis, space: 70 }, { ...axis, size: 60, values: (_, ticks) => ticks.map(say) }],
         series: [
           {},
