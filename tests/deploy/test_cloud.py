@@ -164,6 +164,7 @@ def install(root: Path, *options: str | Path) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_installer_installs_twice_upgrades_and_uninstalls(tmp_path: Path) -> None:
     root, wheels = tmp_path / "root", tmp_path / "wheels"
     root.mkdir()
