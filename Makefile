@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy prometheus systemd emulator network machine examples example-node check bench bench-serve bench-edge test-faults test-alerts test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference dist containers test-deploy clean browser test-page screenshots page-libraries
+.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy prometheus systemd emulator network machine examples example-node check bench bench-serve bench-edge bench-observe test-faults test-alerts test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference dist containers test-deploy clean browser test-page screenshots page-libraries
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -214,6 +214,10 @@ bench-edge: $(READY) ## A device on real links: bytes, answer times, outages, it
 	@command -v ffmpeg >/dev/null || \
 		echo "bench-edge: no ffmpeg, so no video to compare with (Debian: apt-get install ffmpeg)"
 	@$(BIN)/python -m benchmarks.edge --minutes $(MINUTES)
+
+bench-observe: $(READY) ## What the service tells: is it right, what it costs, how soon one sees it (about 8 minutes; resumes)
+	@echo "bench-observe: report in build/bench/observe.json"
+	@$(BIN)/python -m benchmarks.observe
 
 bench: $(READY) ## The demo's measurements over the full test split, and the picture-codec frontier (under 40 minutes)
 	@echo "bench: full test split, report in build/bench/"

@@ -115,9 +115,19 @@ def stubbed(
     identities: Identities,
     host: str = "127.0.0.1",
     bundle: Path = BUNDLE,
+    module: str = "benchmarks.serve.stub_engine",
     **more: object,
 ) -> Iterator[Site]:
-    """Start a service whose engine answers at once; `more` are further settings of it."""
+    """Start a service whose engine answers at once.
+
+    Args:
+        folder: for its log.
+        identities: its directory.
+        host: where it listens.
+        bundle: what it serves.
+        module: what runs it.
+        more: further settings of it.
+    """
     settings = {
         "model": str(CLOUD_MODEL),
         "bundles": [str(bundle)],
@@ -132,8 +142,8 @@ def stubbed(
         "log_level": "warning",
         **more,
     }
-    module = ["benchmarks.serve.stub_engine", "serve", json.dumps(settings)]
-    with Child("stub", module, folder / "stub.log", ENVIRONMENT) as server:
+    command = [module, "serve", json.dumps(settings)]
+    with Child("stub", command, folder / "stub.log", ENVIRONMENT) as server:
         yield Site(server, ready(server), identities)
 
 

@@ -117,13 +117,15 @@ def text(registry: CollectorRegistry, encode: Callable[[Any], bytes], kind: str)
     if not many:
         return body
     openmetrics = kind.startswith(_OPENMETRICS)
-    rest = "".join(part for one in many for part in _lines(one, openmetrics)).encode()
+    known: dict[tuple[str, ...], str] = {}
+    rest = "".join(part for one in many for part in _lines(one, openmetrics, known)).encode()
     if openmetrics:
         return body.removesuffix(_END) + rest + _END
     return body + rest
 
 
-def _lines(one: Collected, openmetrics: bool) -> Iterator[str]:
+def _lines(one: Collected, openmetrics: bool, known: dict[tuple[str, ...], str]) -> Iterator[str]:
+    """A metric's lines; `known` keeps labels that several metrics share."""
     family = one.empty()
     name = family.name + ("_total" if family.type == "counter" else "")
     shown = family.name if openmetrics else name
@@ -132,9 +134,12 @@ def _lines(one: Collected, openmetrics: bool) -> Iterator[str]:
     if openmetrics and family.unit:
         yield f"# UNIT {shown} {family.unit}\n"
     template = ",".join(f'{label}="%s"' for label in one.names)
-    line = f"{name}{{{template}}} %s\n"
     for values, value in one.samples():
-        yield line % (*map(_escaped, values), repr(float(value)))
+        key = template, *values
+        labels = known.get(key)
+        if labels is None:
+            labels = known[key] = template % tuple(map(_escaped, values))
+        yield f"{name}{{{labels}}} {float(value)!r}\n"
 
 
 def _escaped(value: str) -> str:
