@@ -116,7 +116,7 @@ async def _in_browser(place: Site, follow_s: float) -> dict[str, Any]:
         for _ in range(_OPENINGS):
             await page.goto(url)
             await page.reload()
-            await page.wait_for_function("told.table_ms > 0")
+            await page.wait_for_function("() => told.table_ms > 0")
             tables.append(await page.evaluate("told.table_ms") / 1e3)
         first_ms = await page.evaluate(
             "performance.getEntriesByName('first-contentful-paint')[0].startTime"
