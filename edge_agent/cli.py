@@ -30,6 +30,7 @@ from edge_agent.assemble import (
 from edge_agent.device.commands import run_doctor, show_status
 from edge_agent.identity import show
 from edge_agent.identity.enrol import enrol
+from edge_agent.identity.identity import Identity
 from edge_agent.output import Answered, RecordWriter, answered
 from edge_agent.picture import PICTURE
 from edge_agent.plan import AUTO
@@ -265,14 +266,7 @@ def _identity(args: argparse.Namespace) -> int:
     chosen = _settings(args)
     if args.check_config:
         return _check_settings(chosen)
-    file = identity_file(chosen)
-    found = file.load()
-    if found is None:
-        raise CertificateError(
-            f"this device is not enrolled ({file.path}): have a code made (cloud-server devices "
-            "add NAME), then: edge-agent enrol --server HOST:PORT --code CODE"
-        )
-    shown = show.figures(found, file.path)
+    shown = show.figures(_enrolled(chosen), identity_file(chosen).path)
     print(json.dumps(shown, indent=2) if args.json else show.table(shown))
     if shown["ended"]:
         raise CertificateError(
@@ -281,6 +275,22 @@ def _identity(args: argparse.Namespace) -> int:
             "(edge-agent enrol --force)"
         )
     return 0
+
+
+def _enrolled(chosen: Settings) -> Identity:
+    """This device's identity.
+
+    Raises:
+        CertificateError: it has none.
+    """
+    file = identity_file(chosen)
+    found = file.load()
+    if found is None:
+        raise CertificateError(
+            f"this device is not enrolled ({file.path}): have a code made (cloud-server devices "
+            "add NAME), then: edge-agent enrol --server HOST:PORT --code CODE"
+        )
+    return found
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -299,6 +309,8 @@ def _update(args: argparse.Namespace) -> int:
     if args.check and args.what is not None:
         raise ConfigError("--check asks the service: it goes with no file and no other command")
     if args.check:
+        if not chosen.insecure:  # the service offers updates to devices that it knows
+            _enrolled(chosen)
         return update_commands.check(chosen, state, choose_dials(chosen)[0], args.json)
     if args.what is None:
         raise ConfigError("name an update's file, or status, rollback, waiting or --check")

@@ -20,7 +20,7 @@ import structlog
 from edge_agent import __main__ as edge
 from edge_agent.device import status_view
 from edge_agent.metrics import Metrics
-from edge_agent.update import boot, fetch, from_service, told, waiting
+from edge_agent.update import boot, commands, fetch, from_service, told, waiting
 from edge_agent.update.boot import HEALTHY_FRAMES, MOST_STARTS, Slot, Slots
 from edge_agent.update.fetch import Fetch
 from edge_agent.update.from_service import FOLDER, REFUSED, WAITS, FromService
@@ -30,6 +30,7 @@ from projector.bundle.keys import SigningKey, TrustedKeys
 from projector.bundle.update import open_update
 from protos.errors import (
     BridgeError,
+    CertificateError,
     FrameMalformedError,
     MissingError,
     NotAllowedHereError,
@@ -543,6 +544,16 @@ async def test_the_commands_ask_the_service_and_install_what_waits(
         assert device.runs == 2
         stand = f"{digest[:12]}…: trial, 0 failures"
         assert stand in await said("--check", "--update-from-service")
+
+
+def test_a_device_that_is_not_enrolled_is_told_so_and_calls_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "check", lambda *_: pytest.fail("somebody was called"))
+    for more in ([], ["--server", "127.0.0.1:9"]):
+        given = ["update", "--check", "--state-dir", str(tmp_path), *more]
+        assert edge.main(given) == CertificateError.exit_code
+        assert "this device is not enrolled" in capsys.readouterr().err
 
 
 def test_the_status_shows_what_is_under_way() -> None:
