@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,19 +17,21 @@ from edge_agent.record import AnswerRecord
 from edge_agent.sources import Capture
 from protos.errors import ConfigError, DiskFullError
 from protos.process.files import expanded, without_mark
+from protos.process.folders import open_file
 
 
 class RecordWriter:
     """Appends records to a file, or to standard output for `-`, one line each.
 
-    A line that an earlier run left half written is ended first.
+    A line that an earlier run left half written is ended first. A pipe or a device is written to
+    as standard output is: what it took cannot be read again.
 
     Raises:
-        ConfigError: the file cannot be opened for writing.
+        ConfigError: the file cannot be opened for writing, or is a pipe that nobody reads.
     """
 
     def __init__(self, output: str) -> None:
-        self._own = output != "-"
+        self._output, self._own, self._kept = output, output != "-", False
         self._file: TextIO
         if not self._own:
             self._file = sys.stdout
@@ -35,7 +39,8 @@ class RecordWriter:
         try:
             path = expanded(Path(output))
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = _opened(path)
+            self._kept = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
             if _torn(path):
                 self._file.write("\n")
         except OSError as error:
@@ -56,30 +61,30 @@ class RecordWriter:
             if not self._own:  # `console` reports a standard output that fails
                 raise
             raise DiskFullError(
-                f"output {self._file.name}: the record of {record.capture} cannot be written: "
+                f"output {self._output}: the record of {record.capture} cannot be written: "
                 f"{error.strerror or error}"
             ) from error
 
     def place(self) -> str:
-        """How far the records go now, for `recorded`; empty for standard output."""
-        if not self._own:
+        """How far the records go now, for `recorded`; empty for what is no file."""
+        if not self._kept:
             return ""
         found = os.fstat(self._file.fileno())
         return json.dumps([found.st_ino, found.st_size])
 
     def sync(self) -> None:
-        """Put the records on the disk; standard output has none.
+        """Put the records on the disk; standard output, a pipe or a device has none.
 
         Raises:
             DiskFullError: the disk does not take them.
         """
-        if not self._own:
+        if not self._kept:
             return
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise DiskFullError(
-                f"output {self._file.name}: cannot be synced: {error.strerror or error}"
+                f"output {self._output}: cannot be synced: {error.strerror or error}"
             ) from error
 
     def close(self) -> None:
@@ -119,13 +124,13 @@ def answered(output: str) -> Answered:
     Lines that are no records, such as half a line, are passed over.
 
     Raises:
-        ConfigError: it is standard output, cannot be read, or is not UTF-8.
+        ConfigError: it is standard output or no regular file, cannot be read, or is not UTF-8.
     """
     if output == "-":
         raise ConfigError("resume needs a file: give --output FILE, the one of the run before")
     contents, times = set(), set()
     try:
-        with expanded(Path(output)).open("rb") as lines:
+        with open_file(expanded(Path(output))) as lines:
             for number, line in enumerate(lines):
                 text = line if number else without_mark(line, f"output {output}")
                 with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -148,17 +153,18 @@ def recorded(output: str, since: str) -> set[bytes]:
     """Request ids of a file's records, from a place of `RecordWriter.place` on.
 
     Args:
-        output: the file; standard output has none.
+        output: the file; standard output, a pipe or a device has none.
         since: that place; empty, or of another file, for all records.
 
     Raises:
         ConfigError: the file cannot be read.
     """
     found: set[bytes] = set()
-    if output == "-":
+    path = expanded(Path(output))
+    if output == "-" or (path.exists() and not path.is_file()):
         return found
     try:
-        with expanded(Path(output)).open("rb") as lines:
+        with open_file(path) as lines:
             now = os.fstat(lines.fileno())
             with contextlib.suppress(ValueError, TypeError):
                 inode, size = json.loads(since)
@@ -172,6 +178,23 @@ def recorded(output: str, since: str) -> set[bytes]:
     except OSError as error:
         raise ConfigError(f"output {output}: cannot be read: {error.strerror or error}") from error
     return found
+
+
+def _opened(path: Path) -> TextIO:
+    """Open an output; a pipe without a reader is refused, never waited for.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        number = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO and path.is_fifo():
+            raise OSError(errno.ENXIO, "it is a pipe that nobody reads: start its reader") from None
+        raise
+    os.set_blocking(number, True)
+    return os.fdopen(number, "a", encoding="utf-8")
 
 
 def _torn(path: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from protos.errors import ConfigError
 from protos.process.files import expanded
+from protos.process.folders import open_file
 
 _PLAIN, _SECRET = b"\x00", b"\x01"
 _KEY_BYTES, _NONCE_BYTES, _CHECK_BYTES = 32, 12, 16
@@ -34,11 +35,12 @@ class Vault:
         """Read a key: 32 bytes, or 64 hexadecimal digits.
 
         Raises:
-            ConfigError: the file cannot be read, other users may read it, or it holds no key.
+            ConfigError: it is no regular file, cannot be read, can be read by other users, or holds
+                no key.
         """
         path = expanded(path)
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 mode = os.fstat(file.fileno()).st_mode
                 raw = file.read(1024)
         except OSError as error:

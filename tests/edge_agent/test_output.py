@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from edge_agent.output import Answered, RecordWriter, answered
+from edge_agent.output import Answered, RecordWriter, answered, recorded
 from edge_agent.record import AnswerRecord
 from protos.errors import (
     ConfigError,
@@ -86,3 +87,24 @@ def test_a_record_without_a_digest_counts_for_its_time_of_capture(tmp_path: Path
     output.write_text(json.dumps(old) + "\n", encoding="utf-16")
     with pytest.raises(ConfigError, match="UTF-16; save it as UTF-8"):
         answered(str(output))
+
+
+def test_a_pipe_takes_records_and_one_that_nobody_reads_is_refused_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    pipe = tmp_path / "out"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match="a pipe that nobody reads: start its reader"):
+        RecordWriter(str(pipe))
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    writer = RecordWriter(str(pipe))
+    writer.write(AnswerRecord("ab", "a", 1.0, "q", answer="yes"))
+    writer.sync()
+    assert recorded(str(pipe), writer.place()) == set()
+    with pytest.raises(ConfigError, match="not a regular file"):
+        answered(str(pipe))
+    assert json.loads(os.read(reader, 1 << 16))["answer"] == "yes", "nobody else read it"
+    os.set_blocking(reader, True)
+    writer.close()
+    assert os.read(reader, 1) == b""
+    os.close(reader)

@@ -95,6 +95,12 @@ def test_a_key_that_is_none_is_a_typed_error(
         Vault.from_file(path)
 
 
+def test_a_key_that_is_a_pipe_is_refused_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "key", 0o600)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        Vault.from_file(tmp_path / "key")
+
+
 # ---------------------------------------------------------------------- which rows go
 
 
