@@ -190,7 +190,10 @@ class FromService:
         )
 
     def again(self) -> None:
-        """After a start: an update that waited when the power went is shown to systemd again."""
+        """Show an update that is not installed yet to systemd again.
+
+        After a start, as the power may have gone; and where root had no room for it.
+        """
         with contextlib.suppress(OSError):
             waits = told.read_object(self.folder / WAITS)
             if waits and not self._is_over(waits):
@@ -206,6 +209,10 @@ class FromService:
         waits = told.read_object(self.folder / WAITS)
         if waits and not self._is_over(waits):
             if offered is not None and waits.get("digest") == offered.digest:
+                stand = here.stands.get(offered.digest)
+                if stand is not None and stand.state == WAITING:  # root had no room for it
+                    self._show(offered, WAITING, cause=stand.cause)
+                    self.again()
                 return False  # root installs it
         await asyncio.to_thread(self._clean, offered.digest if offered is not None else "")
         self.shown = None
@@ -317,7 +324,9 @@ class FromService:
         here, waits = self._runs(), told.read_object(self.folder / WAITS)
         if here is not None and waits and not self._is_over(waits):
             digest = str(waits["digest"])
-            here.stands[digest] = Stand(FETCHED, "", self._failures(digest))
+            before = here.stands.get(digest)
+            if before is None or before.state != WAITING:
+                here.stands[digest] = Stand(FETCHED, "", self._failures(digest))
         return here
 
     def _runs(self) -> Here | None:

@@ -15,7 +15,7 @@ from edge_agent.update.boot import BootState, Slot, Slots
 from edge_agent.update.device import check_device
 from projector.bundle.update import Update
 from protos.errors import DiskFullError, UpdateError
-from protos.process.files import writing
+from protos.process.files import NO_ROOM, writing
 
 _ROOM = 5
 """An environment takes some five times its wheels: they, their files, compiled files."""
@@ -68,12 +68,12 @@ def _part(update: Update, kind: str, slots: Slots, in_use: tuple[str, ...]) -> s
     place = slots.root / "parts" / name
     shutil.rmtree(place, ignore_errors=True)  # of an update that broke off
     place.parent.mkdir(exist_ok=True)
-    if kind != AGENT:
-        place.mkdir()
-        update.unpack(kind, place)
-        return name
     wheels = place / "wheels"
     try:
+        if kind != AGENT:
+            place.mkdir()
+            update.unpack(kind, place)
+            return name
         wheels.mkdir(parents=True)
         update.unpack(kind, wheels)
         _environment(place, wheels)
@@ -102,8 +102,11 @@ def _environment(place: Path, wheels: Path) -> None:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise UpdateError(f"{command[0]} failed: {error}") from error
         if done.returncode:
-            last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-            raise UpdateError(f"its wheels do not install: {' '.join(command[:4])} …: {last}")
+            said = done.stderr.strip() or done.stdout.strip() or "no message"
+            what = f"{' '.join(command[:4])} …: {said.splitlines()[-1]}"
+            if any(os.strerror(number) in said for number in NO_ROOM):
+                raise DiskFullError(f"no room for its wheels: {what}")
+            raise UpdateError(f"its wheels do not install: {what}")
 
 
 def _require_room(update: Update, root: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from protos.strict_json import read_json
 WAITING, FETCHED, TRIAL, FAILED = "waiting", "fetched", "trial", "failed"
 REFUSED = "refused"
 """Event in the history of the slots: an update was not installed."""
+WAITS = "waits"
+"""Event in the history of the slots: an update is tried again later."""
 _FAILURES = ("rolled_back", REFUSED)
 _MOST = 24
 _MOST_BYTES = 1 << 16
@@ -77,6 +79,8 @@ def here(slots: Slots, refused: Path) -> Here | None:
     for digest, count in read_refused(refused).items():
         failures = stands.get(digest, Stand(FAILED)).failures + int(count["failures"])
         stands[digest] = Stand(FAILED, str(count["cause"]), failures)
+    for digest, cause in _waits(state.history).items():
+        stands[digest] = Stand(WAITING, cause, stands.get(digest, Stand(WAITING)).failures)
     trial = ""
     if state.trial is not None:
         slot = slots.slot(state.trial.slot)
@@ -93,6 +97,17 @@ def refuse(slots: Slots, digest: str, number: int, version: str, cause: str) -> 
     state = slots.state()
     if state is not None:
         slots.save(state.told(REFUSED, Slot("", number, version, digest, {}), cause))
+
+
+def wait(slots: Slots, digest: str, number: int, version: str, cause: str) -> None:
+    """Write into the history that an update waits, once in a row. The caller holds the lock."""
+    state = slots.state()
+    if state is None:
+        return
+    last = state.history[-1] if state.history else {}
+    if (last.get("event"), last.get("source")) == (WAITS, digest):
+        state = replace(state, history=state.history[:-1])
+    slots.save(state.told(WAITS, Slot("", number, version, digest, {}), cause))
 
 
 def read_refused(file: Path) -> dict[str, dict[str, Any]]:
@@ -139,6 +154,17 @@ def _failed(history: tuple[dict[str, Any], ...]) -> Iterator[tuple[str, str]]:
             began = digest
         if event.get("event") in _FAILURES and (digest or began):
             yield digest or began, str(event.get("cause", ""))[:64]
+
+
+def _waits(history: tuple[dict[str, Any], ...]) -> dict[str, str]:
+    """Why updates wait, by digest: those of which nothing else was heard since."""
+    waits: dict[str, str] = {}
+    for event in history:
+        if digest := _digest(event.get("source", "")):
+            waits.pop(digest, None)
+            if event.get("event") == WAITS:
+                waits[digest] = str(event.get("cause", ""))[:64]
+    return waits
 
 
 def _digest(source: object) -> str:

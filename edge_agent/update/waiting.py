@@ -6,6 +6,7 @@ verified again, by keys that only root can change, and so is what this device's 
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from edge_agent.update import told
@@ -15,7 +16,7 @@ from edge_agent.update.install import install
 from edge_agent.update.settings import UpdateSettings
 from projector.bundle.keys import TrustedKeys
 from projector.bundle.update import open_update
-from protos.errors import BridgeError, NotAllowedHereError, UpdateError
+from protos.errors import BridgeError, DiskFullError, NotAllowedHereError, UpdateError
 from protos.process.files import writing
 from protos.update import SUFFIX
 
@@ -23,13 +24,15 @@ from protos.update import SUFFIX
 def install_waiting(chosen: UpdateSettings, state: Path) -> str:
     """Install the update that waits; returns a line about it, empty if there is nothing to do.
 
-    A failure is written into the history of the slots, from which the agent tells the service.
+    A failure is written into the history of the slots, from which the agent tells the service. A
+    full disk is none: the agent hands the update over again later.
 
     Args:
         chosen: what this device's owner allows.
         state: the agent's state directory.
 
     Raises:
+        DiskFullError: there is no room now.
         BridgeError: it was refused.
     """
     slots, waits = Slots(chosen.slots), told.read_object(state / FOLDER / WAITS)
@@ -60,6 +63,10 @@ def install_waiting(chosen: UpdateSettings, state: Path) -> str:
                 f"number {opened.manifest.number} ({opened.manifest.version}), signed by "
                 f"{opened.signer}: in slot {done.wanted}, on trial from the next start"
             )
+    except DiskFullError as error:
+        with contextlib.suppress(BridgeError), writing(slots.root), slots.locked():
+            told.wait(slots, digest, number, version, error.name)
+        raise
     except BridgeError as error:
         with writing(slots.root), slots.locked():
             told.refuse(slots, digest, number, version, error.name)

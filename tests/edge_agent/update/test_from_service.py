@@ -20,7 +20,7 @@ import structlog
 from edge_agent import __main__ as edge
 from edge_agent.device import status_view
 from edge_agent.metrics import Metrics
-from edge_agent.update import boot, commands, fetch, from_service, told, waiting
+from edge_agent.update import boot, commands, fetch, from_service, install, told, waiting
 from edge_agent.update.boot import HEALTHY_FRAMES, MOST_STARTS, Slot, Slots
 from edge_agent.update.fetch import Fetch
 from edge_agent.update.from_service import FOLDER, REFUSED, WAITS, FromService
@@ -31,6 +31,7 @@ from projector.bundle.update import open_update
 from protos.errors import (
     BridgeError,
     CertificateError,
+    DiskFullError,
     FrameMalformedError,
     MissingError,
     NotAllowedHereError,
@@ -419,6 +420,48 @@ async def test_a_full_disk_is_said_before_anything_is_fetched(
         assert device.service.parts == [] and device.service.told == {digest: "waiting disk_full"}
         await device.agent.turn()
         assert device.waits, "it goes on once there is room"
+
+
+@on_loop
+async def test_an_update_that_root_has_no_room_for_waits_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path)
+    async with place as device:
+        digest, order = device.offer(place.key), device.state / FOLDER / WAITS
+        await device.agent.turn()
+        with monkeypatch.context() as patch:
+            patch.setattr(install.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+            for _ in range(30):
+                with pytest.raises(DiskFullError):
+                    device.install()
+        state, before = device.slots.state(), order.stat()
+        assert state is not None and [one["event"] for one in state.history] == [
+            "installed", "waits",
+        ], "hours of waiting push nothing out of the history"  # fmt: skip
+        await device.agent.turn()
+        assert device.service.told == {digest: "waiting disk_full"}
+        assert device.service.heard[-1].states[0].failures == 0
+        assert device.agent.shown is not None and device.agent.shown["cause"] == "disk_full"
+        assert order.stat().st_ino != before.st_ino, "systemd sees it again, so root tries again"
+        assert "in slot b" in device.install() and device.runs == 2
+        await device.agent.turn()
+        assert device.service.told == {digest: "trial"}
+
+
+def test_wheels_that_find_no_room_are_a_full_disk_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, path = Place(tmp_path), tmp_path / "wheels"
+    device = Device(tmp_path, place.service, "")
+    write_update(path, place.key, {"agent/a.whl": b"x"}, number=2, version="v2")
+    said = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
+    failed = SimpleNamespace(returncode=1, stdout="", stderr=said)
+    monkeypatch.setattr(install.subprocess, "run", lambda *_, **__: failed)
+    with open_update(path, TrustedKeys({place.key.public: "maker"})) as opened:
+        with pytest.raises(DiskFullError, match="no room for its wheels"):
+            install.install(opened, device.slots)
+    assert [each.name for each in (device.slots.root / "parts").iterdir()] == ["first"]
 
 
 @on_loop
