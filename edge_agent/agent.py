@@ -23,10 +23,10 @@ from edge_agent.guard import DEGENERATE
 from edge_agent.metrics import Metrics
 from edge_agent.output import Answered
 from edge_agent.picture import PICTURE
-from edge_agent.plan import Plan
+from edge_agent.plan import Plan, unknown_point
 from edge_agent.record import AnswerRecord
 from edge_agent.sight import EdgeModel
-from edge_agent.sources import Capture, LiveSource, Source
+from edge_agent.sources import Capture, LiveSource, Source, endless
 from edge_agent.spool.intake import stored_frame_of
 from edge_agent.spool.outgoing import Outgoing
 from edge_agent.spool.stored_frame import rank_of
@@ -109,6 +109,7 @@ class Agent:
     now: Callable[[], float] = time.time
     summary: Summary = field(default_factory=Summary)
     _stopped: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    _unknown: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._books = Bookkeeping(
@@ -166,7 +167,9 @@ class Agent:
         """
         tasks: set[asyncio.Task[None]] = set()
         try:
-            start = Beginning(self.uplink, self.plan, self.controller, self.log)
+            start = Beginning(
+                self.uplink, self.plan, self.controller, self.log, endless(self.source)
+            )
             if self.outgoing is None:
                 await start.connect(_PATIENCE_S if self.edge_fallback else None)
             elif not await start.stay(self._stopped):
@@ -182,6 +185,7 @@ class Agent:
                     break
                 self.summary.captures += 1
                 self.metrics.captures.inc()
+                self._look_at_point()
                 began = self.clock()
                 await self._start(capture, tasks)
                 if self.hold_every_s is not None:
@@ -204,6 +208,17 @@ class Agent:
             raise self._books.fatal
         getattr(self.source, "finished", int)()  # a watched folder gives them never again
         return self.summary
+
+    def _look_at_point(self) -> None:
+        """Say, once, if the service's present bundle lacks a point of the settings."""
+        session, plan, before = self.uplink.connection.latest, self.plan, self._unknown
+        if session is None:
+            return
+        unknown = unknown_point(plan.point, plan.highest_point, session.points)
+        self._unknown = "" if unknown is None else unknown.message
+        self.metrics.point_fallback.set(bool(self._unknown))
+        if self._unknown and self._unknown != before:
+            self.log.warning("point_fallback", bundle=session.bundle_id, cause=self._unknown)
 
     def _next(self, captures: Iterator[Capture]) -> Capture | None:
         self.pace(self._stopped.is_set)

@@ -7,7 +7,7 @@ import contextlib
 from dataclasses import dataclass
 
 from edge_agent.picture import PICTURE
-from edge_agent.plan import AUTO, Plan, choose_point
+from edge_agent.plan import AUTO, Plan, choose_point, highest_of, unknown_point
 from edge_agent.uplink.caller_bar import BARRING
 from edge_agent.uplink.delivery import Uplink
 from edge_agent.uplink.point_controller import PointController
@@ -29,12 +29,15 @@ class Beginning:
         plan: how frames are made.
         controller: chooses the operating point if the plan does not name one.
         log: structured logger.
+        lasting: whether the source does not end: nobody is there to correct a setting, so a point
+            that the service does not have is passed over.
     """
 
     uplink: Uplink
     plan: Plan
     controller: PointController | None
     log: Logger
+    lasting: bool = False
 
     async def stay(self, stopped: asyncio.Event) -> bool:
         """Begin a run with a spool: by the last session's terms if there is no service now.
@@ -103,6 +106,9 @@ class Beginning:
         self._check(session)
 
     def _check(self, session: Session) -> None:
+        unknown = unknown_point(self.plan.point, self.plan.highest_point, session.points)
+        if unknown is not None and not self.lasting:
+            raise unknown
         point = choose_point(self.plan, session)
         if point.kind != PICTURE:
             session.encoder.selecting(self.plan.selector)
@@ -110,7 +116,7 @@ class Beginning:
             what = "--delta" if self.plan.delta else "--selector"
             raise ConfigError(f"{what} is for pictures: texts travel whole")
         if self.controller is not None and self.plan.point == AUTO:
-            highest = self.plan.highest_point or session.advised
+            highest = highest_of(self.plan, session)
             if unmet := self.controller.unmet(session.rungs, highest):
                 self.log.warning("limits_unmet", cause=unmet)
         if self.plan.guard.acts() and not self.plan.guard.watches(session.encoder):

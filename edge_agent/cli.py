@@ -33,7 +33,7 @@ from edge_agent.identity.enrol import enrol
 from edge_agent.identity.identity import Identity
 from edge_agent.output import Answered, RecordWriter, answered
 from edge_agent.picture import PICTURE
-from edge_agent.plan import AUTO
+from edge_agent.plan import AUTO, unknown_point
 from edge_agent.record import AnswerRecord
 from edge_agent.remote.kept import RemoteSettings
 from edge_agent.remote.restart import exec_again, supervised
@@ -45,6 +45,7 @@ from edge_agent.spool.prepare import Kept, spool_folder
 from edge_agent.spool.vault import Vault
 from edge_agent.update import commands as update_commands
 from edge_agent.update.settings import UpdateSettings
+from edge_agent.uplink.terms import points_agreed
 from projector.codec.select import require as require_selector
 from protos.errors import CertificateError, ConfigError, PictureError, SourceError
 from protos.identity import OneTimeCode
@@ -330,7 +331,11 @@ def _check(chosen: Settings) -> int:
     """Check what can be checked without loading the model or calling the server."""
     model_path(chosen)
     if chosen.source:
-        open_sources(chosen, open_source)
+        source = open_sources(chosen, open_source)
+        folder = spool_folder(chosen, source, state_directory(chosen))
+        points = points_agreed(folder) if folder is not None else ()
+        if points and (unknown := unknown_point(chosen.point, chosen.highest_point, points)):
+            raise unknown
     if chosen.selector is not None:
         require_selector(chosen.selector)
     if chosen.spool_key is not None:

@@ -269,6 +269,12 @@ class Metrics(DeviceMetrics):
         LINK,
         POINT,
     )
+    point_fallback = GaugeRow(
+        "point_fallback",
+        STATE,
+        "1 while the service's bundle lacks a point of the settings, and its default is used",
+        LINK,
+    )
     point_switches = CounterRow(
         "point_switches_total",
         "switches",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from edge_agent.guard import Guard
@@ -49,25 +50,46 @@ def choose_point(
 ) -> OperatingPoint:
     """Resolve the plan's point to one of the session's.
 
+    A name that the service's bundle lacks counts as if it were not set: a device goes on answering
+    after a bundle was replaced. `unknown_point` tells.
+
     Args:
         plan: names a point, or auto.
         session: brings the points, their measurements and the server's advice.
         controller: chooses if the plan says auto; without one, auto is the highest point allowed.
-
-    Raises:
-        ConfigError: the server has no point of that name; the message lists its points.
     """
-    name = plan.point
-    if name == AUTO:
-        name = plan.highest_point or session.advised
-        if controller is not None:
-            name = controller.choose(session.rungs, name, session.advised)
-    found = session.points.get(name)
-    if found is not None:
-        return found
-    names = [*session.points, AUTO]
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(
-        f"point {name!r} is not one of the server's ({', '.join(sorted(names))}){hint}"
-    )
+    named = session.points.get(plan.point)
+    if named is not None:
+        return named
+    name = highest_of(plan, session)
+    if controller is not None:
+        name = controller.choose(session.rungs, name, session.advised)
+    return session.points[name]
+
+
+def highest_of(plan: Plan, session: Session) -> str:
+    """Name of the most expensive point that auto may choose."""
+    highest = plan.highest_point
+    return highest if highest in session.points else session.advised
+
+
+def unknown_point(
+    point: str, highest_point: str | None, points: Collection[str]
+) -> ConfigError | None:
+    """What is wrong with the names of points in the settings; None if nothing is.
+
+    Args:
+        point: auto, or a name.
+        highest_point: a name, or None.
+        points: names of the service's points.
+    """
+    for setting, name in (("point", point), ("highest_point", highest_point)):
+        if name is None or name in points or (name == AUTO and setting == "point"):
+            continue
+        names = [*points, AUTO] if setting == "point" else [*points]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return ConfigError(
+            f"{setting} {name!r} is not one of the server's ({', '.join(sorted(names))}){hint}"
+        )
+    return None

@@ -21,6 +21,7 @@ from edge_agent.device.power import read
 from edge_agent.identity import show
 from edge_agent.memory_preflight import require_memory
 from edge_agent.metrics import Metrics
+from edge_agent.plan import unknown_point
 from edge_agent.settings import Settings
 from edge_agent.sources import open_source
 from edge_agent.sources.address import shown
@@ -41,6 +42,7 @@ _FULL_BYTES, _LITTLE_BYTES = 64 * _MIB, 1024 * _MIB
 _HOT_C, _TOO_HOT_C = 85.0, 97.0
 _CALL_S = 10.0
 _LOOK_S = 0.05
+_POINT = "correct point or highest_point in the settings; the log and edge-agent status name it"
 _SERVICE = "systemctl restart neural-bridge-edge"
 
 
@@ -290,6 +292,9 @@ class Checks:
     def server(self) -> Iterator[Finding]:
         """Whether the service agrees on a session."""
         if self.running is not None:
+            if self.running.get("point_fallback"):
+                yield Finding("point", RED, "the service's bundle lacks the point of the settings: "
+                              "its default is used", _POINT)  # fmt: skip
             if self.running["connected"]:
                 yield Finding("server", GREEN, "the running agent is connected")
                 return
@@ -301,7 +306,7 @@ class Checks:
             yield Finding("server", YELLOW, "not called: there is no model", "see model")
         else:
             for dial in self._way():
-                yield asyncio.run(_negotiated(dial, self.layout))
+                yield asyncio.run(_negotiated(dial, self.layout, self.chosen))
 
     def _way(self) -> list[InsecureDial | SecureDial]:
         self._dials = self._dials or choose_dials(self.chosen)
@@ -367,7 +372,9 @@ def _reach(address: addresses.Address) -> Finding:
     )  # fmt: skip
 
 
-async def _negotiated(dial: InsecureDial | SecureDial, layout: KVLayout) -> Finding:
+async def _negotiated(
+    dial: InsecureDial | SecureDial, layout: KVLayout, chosen: Settings
+) -> Finding:
     async with dial() as channel:
         try:
             session = await negotiate(channel, layout, EncoderStore(None), Metrics(), _CALL_S)
@@ -377,6 +384,9 @@ async def _negotiated(dial: InsecureDial | SecureDial, layout: KVLayout) -> Find
             if isinstance(why, CertificateError):
                 advice = "see certificate"
             return Finding("server", RED, f"{dial.address}: {why.name}: {why.message}", advice)
+    unknown = unknown_point(chosen.point, chosen.highest_point, session.points)
+    if unknown is not None:
+        return Finding("server", RED, f"{dial.address}: {unknown.message}", _POINT)
     return Finding(
         "server", GREEN,
         f"{dial.address} agrees: bundle {session.bundle_id}@{session.bundle_version}",

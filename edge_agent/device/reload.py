@@ -15,7 +15,7 @@ from edge_agent.cameras.camera import Camera
 from edge_agent.cameras.mask import Mask
 from edge_agent.cameras.triggers import Trigger, rules_of
 from edge_agent.device.notify import Notify
-from edge_agent.plan import choose_point
+from edge_agent.plan import AUTO, unknown_point
 from edge_agent.settings import Settings
 from edge_agent.sources import endless
 from edge_agent.sources.turns import Turns
@@ -119,8 +119,9 @@ class Reload:
         """
         session = self.agent.uplink.connection.latest
         if session is not None and fresh.highest_point != self.now.highest_point:
-            changed = dataclasses.replace(self.agent.plan, highest_point=fresh.highest_point)
-            choose_point(changed, session)
+            unknown = unknown_point(AUTO, fresh.highest_point, session.points)
+            if unknown is not None:
+                raise unknown
         if self.now.questions and not fresh.questions and endless(self.agent.source):
             raise ConfigError("questions: none is left, and cameras bring none of their own")
         return rules_of(fresh.trigger, [camera.name for camera in self._cameras()])

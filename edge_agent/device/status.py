@@ -120,6 +120,7 @@ _READ = (
     *("queue_depth", "spool_frames", "spool_bytes", "spool_oldest_age_seconds"),
     *("spool_dropped_total", "camera_state", "camera_newest_frame_age_seconds"),
     *("camera_frames_total", "camera_restarts_total", "model_device", "device_fallback"),
+    "point_fallback",
     *("certificate_end_timestamp_seconds", "plain_text", "resident_memory_bytes"),
 )
 """Only these are collected: the histograms cost ten times as much, every second."""
@@ -151,6 +152,7 @@ def figures(metrics: Metrics) -> dict[str, Any]:
     return {
         "connected": bool(one("connected")),
         "point": next((row["point"] for row, value in values["point"] if value == 1.0), None),
+        "point_fallback": bool(one("point_fallback")),
         "round_trip_s": one("uplink_round_trip_seconds"),
         "uplink_bytes_per_s": one("uplink_bytes_per_second"),
         "captures": one("captures_total"),

@@ -88,6 +88,8 @@ def _link(found: Mapping[str, Any]) -> list[str]:
         parts.append("plain text")
     if found["point"]:
         parts.append(f"point {found['point']}")
+    if found.get("point_fallback"):
+        parts.append("THE BUNDLE LACKS THE SETTINGS' POINT")
     if found["round_trip_s"]:
         parts.append(f"round trip {1000 * found['round_trip_s']:.0f} ms")
     if found["uplink_bytes_per_s"]:

@@ -7,6 +7,7 @@ may have used, so that none is used again after a restart.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,12 +22,22 @@ from projector.codec.encoder import Encoder
 from protos.errors import BridgeError
 from protos.layout import KVLayout
 from protos.neuralbridge.v1 import bridge_pb2
+from protos.points import points_from_json
 from protos.process.files import sync_folder, write_file
 from protos.process.logs import Logger
 
 FILE = "terms.json"
 _RESERVED = 1024
 """Frame numbers that are reserved by one write."""
+
+
+def points_agreed(folder: Path) -> frozenset[str]:
+    """Names of the points of the last session's bundle; empty if none is kept."""
+    with contextlib.suppress(OSError, DecodeError, BridgeError, ValueError, KeyError, TypeError):
+        raw = base64.b64decode(json.loads((folder / FILE).read_text(encoding="utf-8"))["reply"])
+        reply = bridge_pb2.NegotiateResponse.FromString(raw)
+        return frozenset(p.name for p in points_from_json(reply.operating_points_json))
+    return frozenset()
 
 
 @dataclass

@@ -22,6 +22,7 @@ from protos.errors import DiskFullError, OfflineError
 from protos.neuralbridge.v1 import bridge_pb2 as pb
 from protos.process import logs
 from tests.edge_agent.device.test_reload import Reloaded
+from tests.fakes.fake_edge import make_session
 from tests.fakes.loop import on_loop
 
 NUMBER = iter(range(1, 1 << 30))
@@ -41,6 +42,7 @@ class Device:
         reloaded.reload.now = shown
         reloaded.agent.hold_every_s = shown.hold_every_s
         self.agent = reloaded.agent
+        self.agent.uplink.connection.latest = make_session()  # type: ignore[misc]
         self.orders = Orders(
             self.remote,
             OrderBook(folder),

@@ -13,7 +13,6 @@ from edge_agent.plan import Plan
 from edge_agent.sources import Capture
 from edge_agent.uplink.request import Request
 from protos.errors import (
-    ConfigError,
     MissingKeyFrameError,
     QuestionError,
     QuestionTooLongError,
@@ -48,13 +47,13 @@ def test_a_question_that_cannot_be_sent_is_refused_before_it_is(tmp_path: Path) 
     run(test)
 
 
-def test_a_point_that_the_server_does_not_have_is_named_with_those_it_has(tmp_path: Path) -> None:
+def test_without_the_settings_point_a_frame_goes_at_the_servers_default(tmp_path: Path) -> None:
     async def test() -> None:
         async with bridge() as served:
             uplink = fake_uplink(served.dial, tmp_path)
             outcome = (await deliver_all(uplink, requests(1, Plan(point="lw"))))[0]
-            assert isinstance(outcome.error, ConfigError)
-            assert "did you mean 'low'" in str(outcome.error)
+            assert outcome.error is None and outcome.sealed is not None
+            assert outcome.sealed.frame.point.name == uplink.connection.latest.default_point  # type: ignore[union-attr]
             await uplink.close()
 
     run(test)
