@@ -121,6 +121,9 @@ class Bookkeeping:
     def capture_failed(self, capture: Capture, error: BridgeError) -> None:
         """Nothing can be made of a capture."""
         self.metrics.capture_errors.labels(error.name).inc()
+        if capture.set_aside:
+            self.metrics.entries_skipped.labels("set_aside").inc()
+            self.log.error("set_aside", capture=capture.name, cause=error.message)
         self.finish(record_of_failure(capture, error), error)
 
     def finish(self, record: AnswerRecord, error: BridgeError | None) -> None:

@@ -76,7 +76,9 @@ class Cascade:
         if sight.first_token is None:
             return None
         try:
-            confidence = self.confidence.of_answer(question, sight.first_token(question))
+            with maker.capture.work():
+                first = sight.first_token(question)
+            confidence = self.confidence.of_answer(question, first)
             maker.confidences[question] = confidence
             self.metrics.confidence.observe(confidence)
             if not confidence >= self.limit:

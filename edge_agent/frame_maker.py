@@ -67,7 +67,8 @@ class FrameMaker:
         if capture.text is not None:
             seen = capture.text
         elif capture.picture is not None:
-            seen = as_rgb(capture.picture)
+            with capture.work():
+                seen = as_rgb(capture.picture)
         else:
             raise capture.error or PictureError(f"{capture.name} has no picture")
         self.capture = capture
@@ -96,7 +97,7 @@ class FrameMaker:
             PictureError: the model's processor refuses the picture.
             ContextError: the model cannot read the text.
         """
-        with self._lock:
+        with self.capture.work(), self._lock:
             return self._see()
 
     @property
@@ -123,7 +124,8 @@ class FrameMaker:
         """
         sight = self.see()
         start = self._clock()
-        text = sight.answer(question, self.plan.max_new_tokens)
+        with self.capture.work():
+            text = sight.answer(question, self.plan.max_new_tokens)
         seconds = self._clock() - start
         self._metrics.stage_seconds.labels("edge_only").observe(seconds)
         return text, seconds * 1000
@@ -156,7 +158,7 @@ class FrameMaker:
         def at(point: OperatingPoint) -> Frame:
             return self._at(session, point, key, base)
 
-        with self._lock:
+        with self.capture.work(), self._lock:
             frame = at(point)
             lost = frame.distortion
             if lost is not None and guard.watches(session.encoder):

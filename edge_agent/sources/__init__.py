@@ -10,7 +10,8 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, runtime_checkable
@@ -43,6 +44,8 @@ class Capture:
         captured_monotonic_s: `captured_at` on the machine's monotonic clock; None if unknown.
         number: counts the camera's pictures from 1; None for other sources.
         trigger: why a camera's picture was taken; None for other sources.
+        set_aside: whether it was not read because it ended several starts of the agent.
+        work: to be entered by whoever works on it in C, see `Tries`.
     """
 
     name: str
@@ -56,6 +59,10 @@ class Capture:
     captured_monotonic_s: float | None = None
     number: int | None = None
     trigger: Trigger | None = None
+    set_aside: bool = False
+    work: Callable[[], AbstractContextManager[object]] = field(
+        default=nullcontext, compare=False, repr=False
+    )
 
     @property
     def age_s(self) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -16,10 +17,11 @@ from PIL import Image
 
 from edge_agent.sources import Capture
 from edge_agent.sources.address import options_of
+from edge_agent.sources.tries import MOST_TRIES, Tries, key_of
 from edge_agent.sources.watched import WatchedFolder
 from projector.models import pictures
 from projector.models.foreign import in_words
-from protos.errors import BridgeError, ContextError, SourceError
+from protos.errors import BridgeError, ContextError, PictureError, SourceError
 from protos.process.files import expanded, text_of, without_mark
 from protos.process.folders import list_files, open_file, said
 
@@ -102,12 +104,14 @@ class Folder:
         lines: captures of `texts.jsonl`, which come first.
         max_pixels: most pixels of a picture that are decoded.
         skipped: number of entries of the directory that were passed over, by kind.
+        tries: knows which files ended a start of the agent.
     """
 
     files: tuple[Path, ...]
     lines: tuple[Capture, ...] = ()
     max_pixels: int = pictures.MAX_PIXELS
     skipped: Mapping[str, int] = field(default_factory=dict)
+    tries: Tries = field(default_factory=Tries, compare=False, repr=False)
 
     @classmethod
     def from_path(cls, path: Path) -> Folder:
@@ -142,19 +146,41 @@ class Folder:
     def __iter__(self) -> Iterator[Capture]:
         yield from self.lines
         for path in self.files:
-            yield read_file(path, self.max_pixels)
+            yield read_file(path, self.max_pixels, self.tries)
 
 
-def read_file(path: Path, max_pixels: int = pictures.MAX_PIXELS) -> Capture:
-    """The capture of one file; with an error if it cannot be read."""
+def read_file(
+    path: Path, max_pixels: int = pictures.MAX_PIXELS, tries: Tries | None = None
+) -> Capture:
+    """The capture of one file; with an error if it cannot be read, or is set aside.
+
+    Args:
+        path: the file.
+        max_pixels: most pixels that are decoded.
+        tries: knows which files ended a start of the agent.
+    """
+    tries = tries or Tries()
     try:
-        captured_at = path.stat().st_mtime
+        captured_at, key = path.stat().st_mtime, key_of(path)
     except OSError:
-        captured_at = 0.0
+        captured_at, key = 0.0, str(path)
+    if tries.set_aside(key):
+        cause = PictureError(
+            f"{path.name} is set aside: {MOST_TRIES} starts of the agent ended while it worked on "
+            "it; touch the file to have it tried again"
+        )
+        return Capture(path.name, None, captured_at, error=cause, set_aside=True)
+    known = tries
+
+    def work() -> AbstractContextManager[object]:
+        return known.on(key)
+
     try:
-        if path.suffix.lower() == TEXT:
-            return Capture(path.name, None, captured_at, text=read_text(path))
-        return Capture(path.name, read_picture(path, max_pixels), captured_at)
+        with work():
+            if path.suffix.lower() == TEXT:
+                return Capture(path.name, None, captured_at, text=read_text(path), work=work)
+            picture = read_picture(path, max_pixels)
+        return Capture(path.name, picture, captured_at, work=work)
     except BridgeError as error:
         return Capture(path.name, None, captured_at, error=error)
 

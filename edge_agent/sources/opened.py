@@ -19,6 +19,7 @@ from edge_agent.settings import Settings
 from edge_agent.sources import Capture, Source
 from edge_agent.sources.address import shown
 from edge_agent.sources.folder import Folder
+from edge_agent.sources.tries import Tries
 from edge_agent.sources.turns import Finite, Member, Turns, named
 from edge_agent.sources.watched import WatchedFolder
 from projector.models.pictures import as_rgb
@@ -39,15 +40,18 @@ def open_sources(
     Args:
         chosen: the settings.
         open_source: opens one address.
-        memory: folder where watched folders remember which files were taken; None: they do not.
+        memory: folder where watched folders remember which files were taken, and all folders which
+            ended a start of the agent; None: they do not.
 
     Raises:
         ConfigError: two sources have one name, a mask or trigger is none or belongs to no source.
         MaskError: no camera can be opened because of its masks.
         SourceError: an address cannot be used.
     """
+    tries = Tries(memory)
     found = [
-        _open(address, place, chosen, open_source) for place, address in enumerate(chosen.source, 1)
+        _open(address, place, chosen, open_source, tries)
+        for place, address in enumerate(chosen.source, 1)
     ]
     for _, source in found:
         if isinstance(source, WatchedFolder) and memory is not None:
@@ -103,15 +107,15 @@ class _Painted:
 
 
 def _open(
-    address: str, place: int, chosen: Settings, open_source: Callable[[str], Source]
+    address: str, place: int, chosen: Settings, open_source: Callable[[str], Source], tries: Tries
 ) -> tuple[str, Source]:
     """A source and its name; a camera without one is numbered."""
     name, address = _named(address)
     source = open_source(address)
     if isinstance(source, Folder):  # a folder decodes no larger pictures than the setting allows
-        source = dataclasses.replace(source, max_pixels=chosen.max_picture_pixels)
+        source = dataclasses.replace(source, max_pixels=chosen.max_picture_pixels, tries=tries)
     if isinstance(source, WatchedFolder):
-        source.max_pixels = chosen.max_picture_pixels
+        source.max_pixels, source.tries = chosen.max_picture_pixels, tries
     if not name and (isinstance(source, Camera) or len(chosen.source) > 1):
         name = f"camera{place}"
     return name, source

@@ -13,6 +13,7 @@ from pathlib import Path
 from edge_agent.metrics import Metrics
 from edge_agent.sources import Capture
 from edge_agent.sources.taken import Mark, TakenFiles
+from edge_agent.sources.tries import Tries
 from edge_agent.sources.turns import Turns
 from projector.models.pictures import MAX_PIXELS
 from protos.process.folders import list_files, open_file
@@ -20,7 +21,7 @@ from protos.process.logs import Logger
 
 LOOK_S = 0.5
 """Time between two looks; a file that changed in between is not whole yet."""
-_TRIES = 8
+_LOOKS = 8
 """Looks at a file that cannot be read before it counts as broken."""
 
 
@@ -33,12 +34,13 @@ class WatchedFolder:
 
     Args:
         path: the folder; it may come and go.
-        read: makes a file's capture; is told the most pixels to decode.
+        read: makes a file's capture; is told the most pixels to decode, and `tries`.
         beside: names of files that are passed over.
 
     Attributes:
         change: applied to every capture: names it, paints masks.
         max_pixels: most pixels of a picture that are decoded.
+        tries: knows which files ended a start of the agent.
         endless: true.
         done: whether it was closed.
     """
@@ -46,10 +48,10 @@ class WatchedFolder:
     endless = True
 
     def __init__(
-        self, path: Path, read: Callable[[Path, int], Capture], beside: Sequence[str] = ()
+        self, path: Path, read: Callable[[Path, int, Tries], Capture], beside: Sequence[str] = ()
     ) -> None:
         self.change: Callable[[Capture], Capture] = lambda capture: capture
-        self.max_pixels = MAX_PIXELS
+        self.max_pixels, self.tries = MAX_PIXELS, Tries()
         self.done = False
         self._path, self._read, self._beside = path, read, beside
         self._memory: TakenFiles | None = None
@@ -58,7 +60,7 @@ class WatchedFolder:
         self._marks: dict[Path, Mark] = {}
         self._taken: dict[Path, Mark] = {}
         self._again: deque[tuple[Path, Mark]] = deque()
-        self._tries: Counter[tuple[Path, Mark]] = Counter()
+        self._looks: Counter[tuple[Path, Mark]] = Counter()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._log: Logger | None = None
@@ -101,10 +103,11 @@ class WatchedFolder:
             path, mark = self._whole.popleft()
             if mark_of(path) != mark:
                 continue  # gone, or changed again: the next look finds it
-            capture = self._read(path, self.max_pixels)
+            capture = self._read(path, self.max_pixels, self.tries)
             if mark_of(path) != mark:
                 continue
-            if capture.error is not None and self._tries[path, mark] < _TRIES:
+            passing = capture.error is not None and not capture.set_aside
+            if passing and self._looks[path, mark] < _LOOKS:
                 self._again.append((path, mark))  # perhaps its writer only paused
                 continue
             self._given = path, mark
@@ -157,7 +160,7 @@ class WatchedFolder:
         whole = []
         while self._again:
             path, mark = self._again.popleft()
-            self._tries[path, mark] += 1
+            self._looks[path, mark] += 1
             self._taken.pop(path, None)
         for path in files:
             if path.name in self._beside:
@@ -173,8 +176,8 @@ class WatchedFolder:
         self._taken = {path: mark for path, mark in self._taken.items() if path in self._marks}
         if self._memory is not None:
             self._memory.tidy({path.name for path in self._marks})
-        for key in [key for key in self._tries if self._marks.get(key[0]) != key[1]]:
-            del self._tries[key]
+        for key in [key for key in self._looks if self._marks.get(key[0]) != key[1]]:
+            del self._looks[key]
         self._whole.extend(sorted(whole, key=lambda found: (found[1][1], found[0])))
 
 
