@@ -26,8 +26,9 @@ else:
 
 ASSETS = "reference/yard/assets"
 PRODUCT = {"protos", "projector", "edge_agent", "cloud_server"}
-SOURCES = {".py", ".pyi", ".proto", ".yaml", ".toml", ".jinja", ".html", ".css", ".js", ".typed"}
-"""What a file of the product may end in: no picture, no weights."""
+PAGE = {".html", ".css", ".js", ".svg", ".txt"}  # with its icon and its libraries' licences
+SOURCES = {".py", ".pyi", ".proto", ".yaml", ".toml", ".jinja", ".typed", *PAGE}
+"""What a file of the product may end in: no photograph, no weights."""
 BUILD = "from setuptools import build_meta; import sys; print(build_meta.build_wheel(sys.argv[1]))"
 
 

@@ -188,6 +188,8 @@ def test_without_the_setting_nothing_is_asked(paths: dict[str, Any]) -> None:  #
     async def scene() -> None:
         async with running(paths, canary_s=0) as server:
             assert (await server.get("/readyz"))[0] == 200
-            assert "canaries_total{" not in (await server.get("/metrics"))[1]
+            page = (await server.get("/metrics"))[1]
+            counts = {line.split()[-1] for line in page.splitlines() if "canaries_total{" in line}
+            assert counts == {"0.0"}
 
     asyncio.run(scene())
