@@ -227,10 +227,12 @@ BOARD = Dashboard(
         Panel(
             "Operating point",
             "short",
-            "One point is 1. Many switches: a link that comes and goes.",
+            "One point is 1. Many switches: a link that comes and goes. A point that the "
+            "bundle lacks: the device uses the default.",
             {
                 "{{point}}": f"sum by (point) ({E}point)",
                 "switches in an hour": in_an_hour("point_switches_total"),
+                "devices whose point the bundle lacks": f"sum({E}point_fallback)",
             },
         ),
         Panel(
