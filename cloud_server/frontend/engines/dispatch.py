@@ -272,7 +272,7 @@ class Dispatch:
                 self._quarantine.clear(job)
             self._end(given)
         given.sink(said)
-        if job.id not in self._given and not self._scenes.keeps(job.scene):
+        if job.has_frame and job.id not in self._given and not self._scenes.keeps(job.scene):
             self._gone(job.scene, False)  # it was never accepted
 
     def _blame(self, given: _Given, error: BridgeError) -> BridgeError:

@@ -67,6 +67,14 @@ def test_places_go_with_the_frames_that_are_kept() -> None:
         send(job(number))
     assert dispatch.places == 8, "a frame that was dropped has no scene"
     engine.drops, engine.waits = False, True
+    late, early = job(300), structs.replace(job(300), id=600, point=-1, kept=b"", body=b"")
+    dispatch.submit(late, lambda said: scenes.hold(scene(late), late))
+    dispatch.submit(early, lambda _: None)
+    (_, framed), (_, asked) = engine.waiting
+    asked(Answered(early.id, "two", 1, 0.0, 0.0, 0.0))  # before its frame was accepted
+    framed(Answered(late.id, "two", 1, 0.0, 0.0, 0.0))
+    assert late.scene in engine.scenes, "it was accepted meanwhile"
+    engine.waiting.clear()
     about = structs.replace(job(199), id=500, frame_number=99, point=-1, kept=b"", body=b"")
     dispatch.submit(about, lambda _: None)
     scenes.forget(lambda *_: True)
