@@ -6,7 +6,6 @@ Results of earlier runs are kept (`--fresh` measures again).
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,8 +46,9 @@ def bench(given: argparse.Namespace) -> int:
     for name, (measure, seconds) in plan().items():
         kept = folder / f"{name}{'-quick' if given.quick else ''}.json"
         again = given.fresh or name in (given.part or ()) or not seconds
-        if kept.is_file() and not again:
-            found[name] = json.loads(kept.read_text(encoding="utf-8"))
+        known = None if again else command.kept(kept)
+        if known is not None:
+            found[name] = known
             continue
         if name not in wanted:
             continue
@@ -56,10 +56,7 @@ def bench(given: argparse.Namespace) -> int:
             print(f"observe: {name}; about {left_s / 60:.0f} minutes to go", flush=True)
         began = time.monotonic()
         made = measure(folder / name, given.quick)
-        found[name] = {**made, "took_s": round(time.monotonic() - began, 1)}
-        if seconds:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(found[name], indent=1) + "\n", encoding="utf-8")
+        found[name] = command.keep(made, kept, time.monotonic() - began) if seconds else made
         left_s -= seconds / (8 if given.quick else 1)
     figures = [figure for name in plan() for figure in found.get(name, {}).get("figures", ())]
     report = {
