@@ -50,6 +50,7 @@ def encode_state(
         NonFiniteError: the state holds NaN or infinity.
     """
     start = clock()
+    state = encoder.on_grid(state)
     kept = keep_tokens(state, encoder, point, plan, fresh)
     selected = clock()
     encoded = encoder.encode(state, point, kept, base.held if base is not None else None)

@@ -72,7 +72,7 @@ class AnswerRisk:
         cls, encoder: Encoder, state: KVState, text: str, first_token: Floats | None
     ) -> AnswerRisk:
         """The risk for a question about a picture's state."""
-        moved: Floats = encoder.project(state.flat()) - encoder.centre
+        moved: Floats = encoder.project(encoder.on_grid(state).flat()) - encoder.centre
         return cls(encoder, text, first_token, moved)
 
     def of(self, lost: Distortion) -> float:

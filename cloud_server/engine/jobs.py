@@ -203,6 +203,7 @@ class Offer(_Sent, frozen=True):
         canary: the bundle's canary set, `projector.bundle.canary`; empty if it has none.
         service_risk: the service's guard, a `RiskModel` as bytes; may be empty.
         differ: calibrated share of answers that differ from the picture's, by operating point.
+        tokens: tokens of a frame's grid; 0 for as many as the edge model has.
     """
 
     bundle_id: str
@@ -223,6 +224,7 @@ class Offer(_Sent, frozen=True):
     canary: bytes = b""
     service_risk: bytes = b""
     differ: dict[str, float] = {}
+    tokens: int = 0
 
     @property
     def doubt(self) -> str:

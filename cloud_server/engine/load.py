@@ -101,4 +101,5 @@ def offer(bundle: Bundle) -> Offer:
         canary=bundle.canary.to_bytes() if bundle.canary else b"",
         service_risk=bundle.service_risk.to_bytes() if bundle.service_risk else b"",
         differ=shares_that_differ(bundle.certificate),
+        tokens=bundle.encoder.tokens,
     )

@@ -44,7 +44,7 @@ def project(
         frames: latents `[tokens, rank]` and which tokens are known `[tokens]`.
         positions: where the image (or text) tokens stand in the large model's prompt, `[N]`.
     """
-    shape = (len(frames), bundle.info.source.tokens)
+    shape = (len(frames), bundle.encoder.tokens)
     latents = np.zeros((*shape, bundle.info.rank), dtype=np.float32)
     known = np.zeros(shape, dtype=np.bool_)
     for row, held in enumerate(frames):

@@ -444,12 +444,12 @@ def _point_of(header: Header, session: Session) -> OperatingPoint:
         raise UnknownQuantizerError(
             f"the frame is at operating point {header.operating_point}; this session has {known}"
         )
-    most = session.source.tokens
+    most = session.terms.offer.tokens or session.source.tokens
     whole = header.tokens <= most if session.source.of_text else header.tokens == most
     if point.kind != "picture" and not whole:
         raise FrameMalformedError(
-            f"the frame's grid has {header.tokens} tokens; edge model "
-            f"'{session.source.model_id}' has {most}"
+            f"the frame's grid has {header.tokens} tokens; the bundle of "
+            f"edge model '{session.source.model_id}' has {most}"
         )
     return point
 

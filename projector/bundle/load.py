@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +157,10 @@ class Bundle:
             )
         blobs = {name: verified(read, path, name, *info.files[name]) for name in info.names}
         require_whole(blobs[GRAPH], path)
+        encoder = _encoder(blobs[EDGE], info, path)
         return cls(
             info=info,
-            encoder=_encoder(blobs[EDGE], info, path),
+            encoder=encoder,
             cloud=CloudFiles(blobs[CLOUD], blobs[GRAPH], info.digest),
             certificate=parse_object(blobs[CERTIFICATE], path / CERTIFICATE),
             path=path,
@@ -167,7 +168,7 @@ class Bundle:
             key=key,
             feedback=feedback_in(blobs, info, path),
             service_risk=_service_risk(blobs.get(SERVICE_RISK), info, path),
-            canary=_canary(blobs.get(CANARY), info, path),
+            canary=_canary(blobs.get(CANARY), info, encoder.tokens, path),
         )
 
     def backend(
@@ -196,9 +197,15 @@ class Bundle:
             self.info.rank,
             threads=threads,
             device=device,
-            source=self.info.source,
+            source=self.sent_layout,
             plans=plans,
         )
+
+    @property
+    def sent_layout(self) -> KVLayout:
+        """The edge model's layout, with the grid whose tokens travel."""
+        source, grid = self.info.source, self.encoder.grid
+        return source if grid is None else replace(source, grid=grid)
 
 
 def _encoder(blob: bytes, info: BundleInfo, folder: Path) -> Encoder:
@@ -208,7 +215,8 @@ def _encoder(blob: bytes, info: BundleInfo, folder: Path) -> Encoder:
         raise refusal("604.7", f"{folder / EDGE}: {error}") from error
     theirs = (encoder.source_fingerprint, encoder.state_dim, encoder.rank, encoder.points)
     ours = (info.source.fingerprint, info.source.state_dim, info.rank, info.points)
-    if theirs != ours or encoder.text != (info.source.of_text and info.target.of_text):
+    same = theirs == ours and encoder.source_tokens == info.source.tokens
+    if not same or encoder.text != (info.source.of_text and info.target.of_text):
         raise refusal(
             "604.8", f"{folder}: {EDGE} and {DESCRIPTION} disagree on the source, rank or points"
         )
@@ -231,10 +239,10 @@ def _service_risk(blob: bytes | None, info: BundleInfo, folder: Path) -> RiskMod
     return risk
 
 
-def _canary(blob: bytes | None, info: BundleInfo, folder: Path) -> CanarySet | None:
+def _canary(blob: bytes | None, info: BundleInfo, tokens: int, folder: Path) -> CanarySet | None:
     if blob is None:
         return None
-    return CanarySet.from_bytes(blob, info.source.tokens, info.points, folder / CANARY)
+    return CanarySet.from_bytes(blob, tokens, info.points, folder / CANARY)
 
 
 def _require_layout(info: BundleInfo, side: str, trained: KVLayout, live: KVLayout | str) -> None:

@@ -41,9 +41,9 @@ REFUSALS: dict[str, tuple[type[BridgeError], str]] = {
     "605.3": (SignatureError, "trusted keys are required and there is no signature"),
     "605.4": (SignatureError, "signed by a key that is not trusted"),
 }
-"""Reasons by number. A number extends the error's code, and the message ends with it.
+"""Reasons by number, of bundles and hubs.
 
-A number is never reused, like the codes.
+A number extends the error's code, and the message ends with it. It is never reused, like the codes.
 """
 
 

@@ -32,7 +32,16 @@ def sign_bundle(path: str | Path, key: SigningKey) -> Signature:
     info = describe(description, folder)
     for name in info.names:
         verified(read, folder, name, *info.files[name])
-    signature = key.sign(_SIGNED + description)
+    return write_signature(folder, _SIGNED + description, key)
+
+
+def write_signature(folder: Path, message: bytes, key: SigningKey) -> Signature:
+    """Sign a message and write `signature.json` into a folder.
+
+    Raises:
+        DiskFullError: there is no room for it.
+    """
+    signature = key.sign(message)
     write_files(folder, {SIGNATURE: _signature_file(signature)})
     return signature
 
@@ -42,11 +51,22 @@ def _signature_file(signature: Signature) -> bytes:
 
 
 def signed_by(
-    read: Reader, folder: Path, description: bytes, trusted: TrustedKeys | None
+    read: Reader,
+    folder: Path,
+    description: bytes,
+    trusted: TrustedKeys | None,
+    prefix: bytes = _SIGNED,
 ) -> tuple[str | None, str | None]:
     """The key that signed a bundle, and its name if it is trusted.
 
     The file must be valid even if no keys are trusted.
+
+    Args:
+        read: reads the folder's files.
+        folder: for messages.
+        description: the bytes that are signed.
+        trusted: keys that are trusted; None to accept no signature too.
+        prefix: what stands before the description in the signed message.
     """
     file = folder / SIGNATURE
     try:
@@ -64,7 +84,7 @@ def signed_by(
         raise refusal("605.1", f"{file} holds no signature: {in_words(error)}") from error
     if blob != _signature_file(signature):
         raise refusal("605.1", f"{file} is not in its canonical form")
-    message = _SIGNED + description
+    message = prefix + description
     try:
         check(message, signature)
     except SignatureError as error:

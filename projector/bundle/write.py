@@ -116,7 +116,7 @@ def write_bundle(
     info = describe(description, folder)
     feedback_in(contents, info, folder)
     if canary is not None:
-        CanarySet.from_bytes(contents[CANARY], source.tokens, info.points, folder / CANARY)
+        CanarySet.from_bytes(contents[CANARY], encoder.tokens, info.points, folder / CANARY)
     optional = (*FEEDBACK_FILES, SERVICE_RISK, CANARY)
     gone = (DESCRIPTION, SIGNATURE, *(name for name in optional if name not in contents))
     write_files(folder, {**contents, DESCRIPTION: description}, gone=gone)

@@ -137,7 +137,9 @@ class Comparison:
             self.target.scene_cache(keys, values), at, [texts[question] for question in which]
         )
         centre = self.encoder.centre
-        moved = [self.encoder.project(state.flat()) - centre for state in states]
+        moved = [
+            self.encoder.project(self.encoder.on_grid(state).flat()) - centre for state in states
+        ]
         arrived = [
             latents[frame.kept] - centre[frame.kept]
             for latents, frame in zip(read, frames, strict=True)

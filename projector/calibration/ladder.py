@@ -318,6 +318,7 @@ def tabled(encoder: Encoder, plans: Sequence[Plan], sample: Sequence[KVState]) -
         sample: states of training pictures; tables are fitted to their levels.
     """
     base = finest_steps(encoder)
+    sample = [encoder.on_grid(state) for state in sample]
     latents = [encoder.project(state.flat()) - encoder.centre[: state.tokens] for state in sample]
     steps, entropy = {}, {}
     for point, factor in plans:
@@ -473,7 +474,7 @@ def learn_task_weights(judge: Judge, encoder: Encoder, rounds: int = 4, seed: in
         `[r]` float32, in nats per square.
     """
     rng = np.random.default_rng(seed)
-    latents = np.stack([encoder.project(state.flat()) for state in judge.states])
+    latents = np.stack([encoder.project(encoder.on_grid(state).flat()) for state in judge.states])
     squares = np.square(latents - encoder.centre).astype(np.float64)
     every = np.ones(latents.shape[:2], dtype=np.bool_)
     _, whole = judge.answers(latents, every)

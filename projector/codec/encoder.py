@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from projector.codec.arrays import Floats, Mask, check_arrays
 from projector.codec.coders import Coders, as_received, check_coding, towards_zero
 from projector.codec.deltas import Held, changed_tokens
 from projector.codec.file_format import ENCODER, Parts
+from projector.codec.regrid import Regrid
 from projector.codec.risk import RiskModel, feature_count
 from projector.codec.select.base import Selector
 from projector.codec.select.task_aware import TaskAware
@@ -87,6 +89,7 @@ class Encoder:
         text: whether frames carry texts. Each then has as many tokens as the text has in the
             target's tokenizer, at most N. A token that is not sent has the same source token as
             the one before it, so the kept bitmap is the alignment of the two tokenizers.
+        regrid: from the source's grid to the one whose N tokens travel; None if they are the same.
 
     Raises:
         BundleFormatError: contradicting shapes, numbers that are not finite, or a point without
@@ -109,6 +112,7 @@ class Encoder:
     task_weights: Floats | None = None
     risk: RiskModel | None = None
     text: bool = False
+    regrid: Regrid | None = None
     _coders: Coders = field(init=False, repr=False)
     _blob: bytes = field(init=False, repr=False)
 
@@ -131,6 +135,8 @@ class Encoder:
         if self.task_weights is not None:
             arrays["task_weights"], wanted["task_weights"] = self.task_weights, (r,)
         check_arrays("encoder", arrays, wanted, positive=("x_scale", "raw_scale"))
+        if self.regrid is not None and (self.text or len(self.regrid.weights) != self.tokens):
+            raise BundleFormatError(f"encoder: grid weights to other than {self.tokens} tokens")
         if self.task_weights is not None and (self.task_weights < 0).any():
             raise BundleFormatError("encoder: task_weights must not be negative")
         check_coding("encoder", r, self.steps, self.entropy)
@@ -177,6 +183,20 @@ class Encoder:
     def tokens(self) -> int:
         """Image tokens of the grid, N."""
         return len(self.centre)
+
+    @property
+    def source_tokens(self) -> int:
+        """Image tokens of the source's own grid."""
+        return self.tokens if self.regrid is None else self.regrid.source_tokens
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """The grid whose tokens travel; None if it is the source's own."""
+        return None if self.regrid is None else self.regrid.grid
+
+    def on_grid(self, state: KVState) -> KVState:
+        """The state of a picture on the grid whose tokens travel."""
+        return state if self.regrid is None else self.regrid.of(state)
 
     @property
     def state_dim(self) -> int:
@@ -277,7 +297,7 @@ class Encoder:
         without a dead zone). At other points nearly all tokens travel.
 
         Args:
-            state: one picture.
+            state: one picture, on the source's grid or by `on_grid`.
             point: an operating point of kind `latent` or `raw_kv`.
             kept: tokens to send `[N]`; by default the encoder's selector fills the point's budget,
                 and texts are sent whole.
@@ -291,6 +311,7 @@ class Encoder:
         """
         if point.kind == "picture":
             raise ConfigError(f"point '{point.name}' sends the picture: there is nothing to encode")
+        state = self.on_grid(state)
         x = state.flat()
         if x.shape[1] != self.state_dim:
             raise IncompatibleLayoutError(
@@ -452,10 +473,14 @@ class Encoder:
         arrays = {name: getattr(self, name) for name in ENCODER.arrays}
         if self.task_weights is not None:
             arrays["task_weights"] = self.task_weights
+        if self.regrid is not None:
+            arrays["regrid"] = self.regrid.weights
         fields = {"source_fingerprint": self.source_fingerprint, "selector": self.selector}
-        text = {"text": True} if self.text else {}
+        more: dict[str, Any] = {"text": True} if self.text else {}
+        if self.regrid is not None:
+            more["grid"] = list(self.regrid.grid)
         risk = self.risk.to_arrays() if self.risk is not None else {}
-        parts = Parts(fields | text, self.points, arrays, self.steps, self.entropy, risk)
+        parts = Parts(fields | more, self.points, arrays, self.steps, self.entropy, risk)
         return ENCODER.write(parts)
 
     @classmethod
@@ -468,6 +493,10 @@ class Encoder:
         parts = ENCODER.read(blob)
         if parts.fields.get("text", True) is not True:
             raise BundleFormatError("encoder: 'text' must be left out unless it is true")
+        arrays, grid = dict(parts.arrays), parts.fields.get("grid")
+        if (grid is None) != ("regrid" not in arrays) or not isinstance(grid, list | None):
+            raise BundleFormatError("encoder: grid weights come with the grid they lead to")
+        regrid = None if grid is None else Regrid(arrays.pop("regrid"), tuple(grid))
         return cls(
             source_fingerprint=str(parts.fields["source_fingerprint"]),
             points=parts.points,
@@ -476,5 +505,6 @@ class Encoder:
             risk=RiskModel.from_arrays(parts.risk) if parts.risk else None,
             entropy=parts.entropy,
             text="text" in parts.fields,
-            **parts.arrays,
+            regrid=regrid,
+            **arrays,
         )

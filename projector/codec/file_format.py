@@ -158,8 +158,8 @@ ENCODER = HalfFile(
         *("x_mean", "x_scale", "projection", "reconstruction"),
         *("centre", "latent_mean", "latent_inv_cov", "raw_scale"),
     ),
-    more_fields=("text",),  # only if it is true
-    more_arrays=("task_weights",),
+    more_fields=("text", "grid"),  # text only if it is true, grid only with regrid
+    more_arrays=("task_weights", "regrid"),
     risk=True,
 )
 FEEDBACK_DECODER = HalfFile(

@@ -65,7 +65,8 @@ def _run(args: argparse.Namespace) -> int:
         return check(chosen, bundles=[folder])
     tensorrt_build.require_target(args.engine_target, fp8=args.fp8)
     info = Bundle.peek(folder)
-    graph = Bundle.load(folder, info.source, info.target).cloud.graph
+    bundle = Bundle.load(folder, info.source, info.target)
+    graph = bundle.cloud.graph
     about: dict[str, Any] = {"bundle": info.id, "version": info.version, "digest": info.digest}
     if args.fp8:
         with tables.doing(f"storing the weights of {info.id} in FP8"):
@@ -74,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
         plan, report = tensorrt_build.build(
             graph,
             args.engine_target,
-            tensorrt_build.cloud_shapes(info.target, info.rank, info.source.tokens),
+            tensorrt_build.cloud_shapes(info.target, info.rank, bundle.encoder.tokens),
         )
     about |= {"build": dataclasses.asdict(report)}
     text = json.dumps(about, indent=2) + "\n"

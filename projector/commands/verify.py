@@ -103,7 +103,7 @@ def _run_once(bundle: Bundle, chosen: Settings) -> None:
     info = bundle.info
     backend = bundle.backend(chosen.backend, chosen.threads, chosen.backend_device)
     tokens = info.target.tokens
-    sent = tokens if info.source.of_text else info.source.tokens  # the source has its own grid
+    sent = tokens if info.source.of_text else bundle.encoder.tokens  # edges have their own grid
     latents = np.broadcast_to(bundle.encoder.latent_mean, (1, sent, info.rank))
     seen = latents, np.ones((1, sent), dtype=np.bool_), np.arange(tokens, dtype=np.int64)
     keys, values = backend.project(*seen)

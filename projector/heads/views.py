@@ -93,7 +93,8 @@ class FrozenMap:
 
         def down(x: Floats, attention: Floats) -> Sent:
             if chosen is None:
-                latents = torch.from_numpy(encoder.project(x))
+                placed = x if encoder.regrid is None else encoder.regrid.weights @ x
+                latents = torch.from_numpy(encoder.project(placed))
                 return latents, torch.ones(latents.shape[:2])
             rows = zip(x, attention, strict=True)
             sent = [_through(encoder, chosen, source, *row) for row in rows]

@@ -7,7 +7,7 @@ than one chunk. Chunks are multiplied in float32 and summed in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,6 +91,18 @@ class Moments:
         if total is None or not count:
             raise CorpusError("no pairs: the corpus is empty")
         return cls(count, *total)
+
+    @classmethod
+    def none(cls, d_s: int, d_r: int) -> Moments:
+        """Moments of no pairs, to add others to."""
+        return cls(
+            0.0,
+            np.zeros(d_s),
+            np.zeros(d_r),
+            np.zeros((d_s, d_s)),
+            np.zeros((d_s, d_r)),
+            np.zeros(d_r),
+        )
 
     def __add__(self, other: Moments) -> Moments:
         """Moments of both samples together, none held out; `yy` only if both have it."""
@@ -203,18 +215,59 @@ def best_weight(moments: Moments) -> float:
     """
     if moments.held is None:
         raise FitError("a ridge weight is chosen on held-out pairs, and none are held out")
+    return _least(_weight_errors(moments, moments.held))
+
+
+def crossed_weight(
+    folds: Sequence[Moments], weights: Sequence[float] = RIDGE_WEIGHTS
+) -> tuple[float, float]:
+    """The ridge weight that predicts each fold best from the others.
+
+    Args:
+        folds: moments of disjoint sets of pictures, at least two.
+        weights: to choose from.
+
+    Returns:
+        The weight, and the share of the target's variance that it explains on held-out folds, at
+        most 1; mean over the target's dimensions.
+
+    Raises:
+        FitError: fewer than two folds, or no weight is large enough for every fold.
+    """
+    if len(folds) < 2:
+        raise FitError("cross-validation takes two sets of pictures at least")
+    total: dict[float, list[float]] = {}
+    for index, held in enumerate(folds):
+        others = [one for place, one in enumerate(folds) if place != index]
+        rest = sum(others, start=Moments.none(held.d_s, held.d_r))
+        for weight, error in _weight_errors(rest, held, weights).items():
+            total.setdefault(weight, []).append(error)
+    whole = {weight: sum(errors) for weight, errors in total.items() if len(errors) == len(folds)}
+    best = _least(whole)
+    return best, -whole[best] / len(folds) / folds[0].d_r
+
+
+def _weight_errors(
+    moments: Moments, held: Moments, weights: Sequence[float] = RIDGE_WEIGHTS
+) -> dict[float, float]:
+    """Held-out squared error of each usable weight, minus that of predicting the mean."""
     xx, xy = moments.normalised()
-    held_xx, held_xy = moments.held.normalised(moments.x_stats, moments.y_stats)
+    held_xx, held_xy = held.normalised(moments.x_stats, moments.y_stats)
     values, vectors = np.linalg.eigh(xx)
     turned, asked = vectors.T @ xy, vectors.T @ held_xy
     spread = vectors.T @ held_xx @ vectors
-    errors, usable = [], [w for w in RIDGE_WEIGHTS if values[0] + w > w / 2]
-    for weight in usable:
-        fitted = turned / (np.maximum(values, 0.0) + weight)[:, None]
-        errors.append(np.vdot(fitted, spread @ fitted) - 2 * np.vdot(fitted, asked))
-    if not usable:
+    errors = {}
+    for weight in weights:
+        if values[0] + weight > weight / 2:
+            fitted = turned / (np.maximum(values, 0.0) + weight)[:, None]
+            errors[weight] = float(np.vdot(fitted, spread @ fitted) - 2 * np.vdot(fitted, asked))
+    return errors
+
+
+def _least(errors: Mapping[float, float]) -> float:
+    if not errors:
         raise FitError("the source's covariance is invalid: its rounding errors exceed any ridge")
-    return usable[int(np.argmin(errors))]
+    return min(errors, key=lambda weight: (errors[weight], weight))
 
 
 def ridge(xx: Doubles, xy: Doubles, weight: float) -> Doubles:

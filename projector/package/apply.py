@@ -118,7 +118,7 @@ def project(
     check_fit(package.info, bundle)
     state, kept = package.state(), package.kept
     with np.errstate(over="ignore", invalid="ignore"):
-        latents = bundle.encoder.project(state.flat())
+        latents = bundle.encoder.project(bundle.encoder.on_grid(state).flat())
         grid = bundle.encoder.scatter(latents[kept], kept)
         runner = bundle.backend(backend, threads, device)
         keys, values = runner.project(grid[None], kept[None], positions)

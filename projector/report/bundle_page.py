@@ -173,7 +173,7 @@ def _payload_bytes(bundle: Bundle, point: OperatingPoint) -> str:
     certified = _section(bundle.certificate, "payload_bytes").get(point.name)
     if certified is not None:
         return _number(certified)
-    tokens = point.tokens or bundle.info.source.tokens
+    tokens = point.tokens or bundle.encoder.tokens
     if point.kind == "raw_kv":
         return _number(tokens * bundle.info.source.state_dim)
     if point.kind == "picture" or point.quantizer == UniformQuantizer.name:

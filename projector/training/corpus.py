@@ -153,7 +153,7 @@ def rows_of(path: Path, pairs: list[dict[str, str]] | None = None) -> int:
     """
     if not path.exists() and not path.is_symlink():
         return 0
-    with _opened(path) as shard:
+    with opened_shard(path) as shard:
         if pairs is not None and shard.metadata() not in pairs:
             raise CorpusError(
                 f"{path} was made by another pair of models (or with other tokenizers), or of "
@@ -164,7 +164,7 @@ def rows_of(path: Path, pairs: list[dict[str, str]] | None = None) -> int:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened_shard(path: Path) -> Iterator[Any]:
     """A shard to read from.
 
     Raises:
@@ -225,7 +225,7 @@ def write_shard(
 def _read(
     path: Path, source: KVLayout, target: KVLayout, size: int
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16], npt.NDArray[np.float16]]:
-    with _opened(path) as shard:
+    with opened_shard(path) as shard:
         x, y, attention = (shard.get_tensor(name) for name in ("x", "y", "a"))
     want = (size, source.tokens, source.state_dim), (size, target.tokens, target.state_dim)
     if (x.shape, y.shape) != want or attention.shape != want[0][:2]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from projector.maps.moments import RIDGE_WEIGHTS, Moments, best_weight, ridge
+from projector.maps.moments import RIDGE_WEIGHTS, Moments, best_weight, crossed_weight, ridge
 from protos.errors import CorpusError, FitError
 from protos.layout import KVLayout, RopeSpec
 
@@ -163,3 +163,30 @@ def test_a_weight_below_the_rounding_errors_of_a_singular_covariance_is_not_chos
     chosen = best_weight(moments)
     assert chosen > RIDGE_WEIGHTS[0]
     assert np.isfinite(ridge(xx, xy, chosen)).all()
+
+
+def test_the_crossed_weight_is_that_of_every_fold_tried_by_hand() -> None:
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((4, 15, 10))
+    y = x @ rng.standard_normal((10, 3)) + 3 * rng.standard_normal((4, 15, 3))
+    weights = (1e-3, 0.1, 1.0, 10.0)
+    found, explained = crossed_weight([Moments.of([(x[k], y[k])]) for k in range(4)], weights)
+    errors, usual = dict.fromkeys(weights, 0.0), 0.0
+    for k in range(4):
+        seen = np.arange(4) != k
+        a, b = x[seen].reshape(-1, 10), y[seen].reshape(-1, 3)
+        mean, scale, y_mean, y_scale = a.mean(0), a.std(0), b.mean(0), b.std(0)
+        a, b = (a - mean) / scale, (b - y_mean) / y_scale
+        apart, wanted = (x[k] - mean) / scale, (y[k] - y_mean) / y_scale
+        usual += float(np.square(wanted).mean())
+        for weight in weights:
+            w = np.linalg.solve(a.T @ a / len(a) + weight * np.eye(10), a.T @ b / len(a))
+            errors[weight] += float(np.square(wanted - apart @ w).mean())
+    assert found == min(weights, key=lambda weight: errors[weight])
+    assert explained == pytest.approx((usual - errors[found]) / 4, abs=1e-3)
+
+
+def test_one_set_of_pictures_cannot_be_crossed() -> None:
+    x = np.random.default_rng(0).standard_normal((8, 3))
+    with pytest.raises(FitError, match="two sets"):
+        crossed_weight([Moments.of([(x, x)])])
