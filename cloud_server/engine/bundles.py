@@ -38,7 +38,7 @@ class _Read:
 
 
 class LoadedBundles:
-    """The bundles of an engine by digest, each with its backend.
+    """The bundles of an engine by digest, each with its backend, which those of a hub share.
 
     Args:
         settings: backend, device, and trusted signers.
@@ -68,7 +68,7 @@ class LoadedBundles:
         """
         self._target, self._threads = target, threads
         for bundle in bundles:
-            self._held[bundle.digest] = (bundle, self._backend(bundle))
+            self._held[bundle.digest] = self._with_backend(bundle)
         return [load.offer(bundle) for bundle in bundles]
 
     def __contains__(self, digest: object) -> bool:
@@ -114,9 +114,14 @@ class LoadedBundles:
             yield load.offer(read.bundle)
             yield Loaded(asked.digest, read.memory_bytes, read.seconds)
 
-    def _backend(self, bundle: Bundle) -> Backend:
+    def _with_backend(self, bundle: Bundle) -> tuple[Bundle, Backend]:
+        """A bundle and what runs its cloud half; edge halves of one hub share both."""
+        held = list(self._held.values())
+        for other, backend in held:
+            if bundle.same_half(other):
+                return bundle.sharing([other]), backend
         settings = self._settings
-        return bundle.backend(
+        return bundle, bundle.backend(
             backend_of(settings),
             threads=self._threads,
             device=settings.backend_device,
@@ -168,4 +173,4 @@ class LoadedBundles:
                 f"{folder} holds the bundle {bundle.digest[:12]}…, not {asked.digest[:12]}…: it "
                 "was replaced on disk; add what is there as a version of its own"
             )
-        return bundle, self._backend(bundle)
+        return self._with_backend(bundle)

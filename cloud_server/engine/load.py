@@ -52,7 +52,7 @@ def load_bundles(settings: Settings, target: KVLayout) -> list[Bundle]:
     loaded: dict[str, Bundle] = {}  # by edge model
     for path in settings.bundles:
         info = Bundle.peek(path)
-        bundle = Bundle.load(path, info.source, target, trusted=trusted)
+        bundle = Bundle.load(path, info.source, target, trusted=trusted).sharing(loaded.values())
         twin = loaded.setdefault(info.source.fingerprint, bundle)
         if twin is not bundle:
             raise ConfigError(

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from projector.bundle.load import Bundle
 from projector.codec.deltas import Held
 from projector.serving.backends import Backend
 
@@ -34,18 +33,17 @@ class Projected(NamedTuple):
 
 
 def project(
-    bundle: Bundle, backend: Backend, frames: Sequence[Held], positions: npt.NDArray[np.int64]
+    backend: Backend, frames: Sequence[Held], positions: npt.NDArray[np.int64]
 ) -> Projected:
-    """Project a group of frames of one bundle; texts are padded to the longest.
+    """Project a group of frames of one cloud half; texts are padded to the longest.
 
     Args:
-        bundle: the frames' bundle.
-        backend: the bundle's backend.
+        backend: runs the cloud half; the frames may be of several edge models of one hub.
         frames: latents `[tokens, rank]` and which tokens are known `[tokens]`.
         positions: where the image (or text) tokens stand in the large model's prompt, `[N]`.
     """
-    shape = (len(frames), bundle.encoder.tokens)
-    latents = np.zeros((*shape, bundle.info.rank), dtype=np.float32)
+    shape = (len(frames), backend.tokens)
+    latents = np.zeros((*shape, backend.rank), dtype=np.float32)
     known = np.zeros(shape, dtype=np.bool_)
     for row, held in enumerate(frames):
         tokens = len(held.latents)

@@ -318,9 +318,9 @@ class TransformersEngine(Engine):
         return True
 
     def _decode(self, group: list[Work]) -> None:
-        """Decode a group of frames, so that each can fail alone; then project them by bundle."""
+        """Decode a group of frames, so that each can fail alone; project them by cloud half."""
         pictures: dict[object, list[tuple[Work, Picture]]] = {}  # by shapes
-        frames: dict[str, list[tuple[Work, Held]]] = {}  # by bundle
+        frames: dict[Backend, list[tuple[Work, Held]]] = {}  # by cloud half
         for work in group:
             job, started = work.job, time.perf_counter()
             try:
@@ -336,12 +336,12 @@ class TransformersEngine(Engine):
                     continue
                 if job.bundle not in self._bundles:
                     raise FrameMalformedError(f"no bundle {job.bundle[:12]}… is loaded")
-                bundle = self._bundles[job.bundle][0]
+                bundle, backend = self._bundles[job.bundle]
                 held = decode(job, bundle.encoder, self._latents)
                 work.tokens = len(held.latents) if bundle.encoder.text else 0
                 work.moments_score = moments_score(bundle, job, held)
                 work.far = far_of(bundle, job, held)
-                frames.setdefault(job.bundle, []).append((work, held))
+                frames.setdefault(backend, []).append((work, held))
             except FrameNumberError as error:
                 self._fail(work, error)
                 continue
@@ -350,18 +350,16 @@ class TransformersEngine(Engine):
                 self._fail(work, error)
                 continue
             work.decode_s, work.decoded_ns = time.perf_counter() - started, time.monotonic_ns()
-        for digest, decoded in frames.items():
-            self._project(*self._bundles[digest], decoded)
+        for backend, decoded in frames.items():
+            self._project(backend, decoded)
         for alike in pictures.values():
             self._prefill_pictures(alike)
         self._numbers.end_step()
 
-    def _project(
-        self, bundle: Bundle, backend: Backend, frames: Sequence[tuple[Work, Held]]
-    ) -> None:
-        """Project a group of frames of one bundle, and hold their scenes."""
+    def _project(self, backend: Backend, frames: Sequence[tuple[Work, Held]]) -> None:
+        """Project a group of frames of one cloud half, and hold their scenes."""
         started = time.perf_counter()
-        made = project(bundle, backend, [held for _, held in frames], self._model.positions)
+        made = project(backend, [held for _, held in frames], self._model.positions)
         for (work, _), finite in zip(frames, made.finite, strict=True):
             if not finite:
                 overflow = "the latents are so large that the projected cache overflows"

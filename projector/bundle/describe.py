@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from projector.bundle.files import CANARY, DESCRIPTION, FEEDBACK_FILES, FILES, SERVICE_RISK
+from projector.bundle.files import (
+    CANARY,
+    CLOUD,
+    DESCRIPTION,
+    FEEDBACK_FILES,
+    FILES,
+    GRAPH,
+    SERVICE_RISK,
+)
 from projector.bundle.refusals import refusal
 from projector.models.foreign import in_words
 from protos.errors import (
@@ -73,6 +81,11 @@ class BundleInfo:
         """Names of its files in their order, without the description."""
         every = (*FILES, *FEEDBACK_FILES, SERVICE_RISK, CANARY)
         return tuple(name for name in every if name in self.files)
+
+    @property
+    def cloud_half(self) -> tuple[str, str]:
+        """SHA-256 hex of the cloud half's weights and graph; the same for all edges of a hub."""
+        return self.files[CLOUD][1], self.files[GRAPH][1]
 
     @property
     def without_canary(self) -> str:

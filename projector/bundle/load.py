@@ -19,7 +19,7 @@ Both live layouts are required; there is no load without them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -200,6 +200,21 @@ class Bundle:
             source=self.sent_layout,
             plans=plans,
         )
+
+    def sharing(self, others: Iterable[Bundle]) -> Bundle:
+        """This bundle, holding the cloud half of another one if theirs has the same bytes."""
+        for other in others:
+            if other.info.cloud_half == self.info.cloud_half:
+                return replace(self, cloud=other.cloud)
+        return self
+
+    def same_half(self, other: Bundle) -> bool:
+        """Whether one backend serves both bundles."""
+        mine, theirs = (
+            (one.info.cloud_half, one.info.target.fingerprint, one.encoder.tokens, one.info.rank)
+            for one in (self, other)
+        )
+        return mine == theirs
 
     @property
     def sent_layout(self) -> KVLayout:

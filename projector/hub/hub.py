@@ -90,9 +90,9 @@ class HubInfo:
     files: Mapping[str, tuple[int, str]]
 
     @property
-    def cloud_digest(self) -> str:
-        """SHA-256 hex of the cloud half's weights; a bundle with the same is of this hub."""
-        return self.files[CLOUD][1]
+    def cloud_half(self) -> tuple[str, str]:
+        """As `BundleInfo.cloud_half`; a bundle with the same is of this hub."""
+        return self.files[CLOUD][1], self.files[GRAPH][1]
 
 
 @dataclass(frozen=True)

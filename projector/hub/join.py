@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,7 +72,7 @@ def require_member(hub: Hub, bundle: Bundle) -> None:
     Raises:
         BundleLayoutError: its cloud half is another.
     """
-    if hashlib.sha256(bundle.cloud.weights).hexdigest() != hub.info.cloud_digest:
+    if bundle.info.cloud_half != hub.info.cloud_half:
         raise BundleLayoutError(
             f"bundle '{bundle.info.id}' version {bundle.info.version} is not of hub "
             f"'{hub.info.id}' version {hub.info.version}: their cloud halves differ, so their "

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
+from cloud_server.engine.bundles import LoadedBundles
+from cloud_server.engine.jobs import Load, Loaded, Offer
 from cloud_server.engine.transformers import TransformersEngine
 from cloud_server.settings import load
 from projector.bundle.keys import SigningKey
@@ -52,3 +55,29 @@ def test_with_trusted_keys_only_what_they_signed_is_served(files: Files, tmp_pat
     sign_bundle(mine, key)
     (offer,) = TransformersEngine(load(given, environ=stage.DEVICE), lambda event: None).load()
     assert offer.bundle_digest == Bundle.peek(mine).digest
+
+
+def test_edge_models_of_one_hub_share_its_cloud_half(files: Files, tmp_path: Path) -> None:
+    """Memory must not grow with edge models."""
+    target = VLM.load(files.model).layout
+    folders = [
+        stage.write_random_bundle(tmp_path / name, target, layout, files.cloud)
+        for name, layout in (("a", stage.SOURCE), ("b", stage.OTHER_SOURCE))
+    ]
+    hot = stage.write_random_bundle(tmp_path / "c", target, stage.STRANGER, files.cloud)
+    read = threading.Event()
+    made = LoadedBundles(load({"model": files.model}, environ=stage.DEVICE), read.set)
+    loaded = [Bundle.load(path, Bundle.peek(path).source, target) for path in folders]
+    made.open(loaded, target, threads=1)
+    (one, backend), (two, other) = (made[bundle.digest] for bundle in loaded)
+    assert backend is other
+    assert one.cloud.weights is two.cloud.weights
+    made.unload(one.digest)
+    later = Load(Bundle.peek(hot).digest, str(hot))
+    made.load(later)
+    assert read.wait(60)
+    offer, loaded_later = made.take()
+    assert isinstance(offer, Offer) and isinstance(loaded_later, Loaded)
+    assert offer.tokens == stage.STRANGER.tokens
+    assert loaded_later.digest == later.digest
+    assert made[later.digest][1] is other  # hot, and after the first of them has gone

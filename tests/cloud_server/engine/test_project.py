@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,13 @@ from projector.codec.arrays import Floats
 from projector.codec.deltas import Held
 
 LAYERS, HEADS, TOKENS, DIM, RANK = 2, 1, 5, 3, 4
-BUNDLE: Any = SimpleNamespace(
-    info=SimpleNamespace(source=SimpleNamespace(tokens=TOKENS), rank=RANK)
-)
 POSITIONS = np.arange(7, 7 + TOKENS)
 
 
 class Backend:
     """Writes down what it is given. Keys hold a frame's first latent, values its last."""
+
+    tokens, rank = TOKENS, RANK
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -40,7 +38,7 @@ def frame(tokens: int, first: float, last: float = 1.0) -> Held:
 
 def test_a_group_is_one_call_and_shorter_texts_are_padded_with_unknown_tokens() -> None:
     backend: Any = Backend()
-    made = project(BUNDLE, backend, [frame(5, 1.0), frame(2, 2.0)], POSITIONS)
+    made = project(backend, [frame(5, 1.0), frame(2, 2.0)], POSITIONS)
     ((latents, known, positions),) = backend.calls
     assert latents.shape == (2, TOKENS, RANK) and latents.dtype == np.float32
     assert (latents[1, 2:] == 0).all() and (latents[1, :2, 0] == 2).all()
@@ -54,7 +52,7 @@ def test_a_group_is_one_call_and_shorter_texts_are_padded_with_unknown_tokens() 
 def test_a_frame_whose_keys_or_values_overflow_is_left_out_and_its_neighbours_are_not() -> None:
     backend: Any = Backend()
     bad = [frame(5, np.inf), frame(5, 1.0, np.nan)]
-    made = project(BUNDLE, backend, [frame(5, 3.0), *bad, frame(5, 4.0)], POSITIONS)
+    made = project(backend, [frame(5, 3.0), *bad, frame(5, 4.0)], POSITIONS)
     assert made.finite == [True, False, False, True]
     assert made.keys[0, :, 0, 0, 0].tolist() == [3.0, 4.0]
     assert made.values.isfinite().all()
