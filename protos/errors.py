@@ -7,7 +7,7 @@ A code is stable: it is never reused or renumbered, only retired. The hundreds g
 | 1xx   | configuration, input files              | 10-19      |
 | 2xx   | a frame's bytes                         | 20-29      |
 | 3xx   | negotiation, sessions                   | 30-39      |
-| 4xx   | the question                            | 40-49      |
+| 4xx   | the question, and the memory it reads   | 40-49      |
 | 5xx   | the service or the way to it            | 50-59      |
 | 6xx   | bundles, packages, corpora on disk      | 60-69      |
 | 7xx   | identities, and the service's database  | 70-79      |
@@ -348,6 +348,38 @@ class RiskError(BridgeError):
     exit_code = 43
 
 
+class FactError(BridgeError):
+    summary = "A fact, its value or its key is empty, too long, or of the wrong size."
+    code = 405
+    name = "fact"
+    grpc_status = "INVALID_ARGUMENT"
+    exit_code = 44
+
+
+class MemoryForeignError(BridgeError):
+    summary = "A memory belongs to other models, or to another basis of keys, than the ones in use."
+    code = 406
+    name = "memory_foreign"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 45
+
+
+class MemoryCorruptError(BridgeError):
+    summary = "A memory's bytes were altered or truncated, or are not of the format that is read."
+    code = 407
+    name = "memory_corrupt"
+    grpc_status = "DATA_LOSS"
+    exit_code = 46
+
+
+class MemoryMissingError(BridgeError):
+    summary = "There is no memory to read or write: the bundle brings no basis, or none is held."
+    code = 408
+    name = "memory_missing"
+    grpc_status = "FAILED_PRECONDITION"
+    exit_code = 47
+
+
 # ------------------------------------------------------------------ 5xx: the service
 
 
@@ -655,6 +687,10 @@ ERRORS: dict[int, type[BridgeError]] = {
         QuestionTooLongError,
         ContextError,
         RiskError,
+        FactError,
+        MemoryForeignError,
+        MemoryCorruptError,
+        MemoryMissingError,
         OverloadedError,
         EngineUnavailableError,
         OfflineError,

@@ -36,10 +36,10 @@ OURS = {
     "examples",
     "tests",
 }
-SERVED = ("models", "codec", "maps", "serving", "bundle")
+SERVED = ("models", "codec", "memory", "maps", "serving", "bundle")
 """Rooms of projector that a service needs, the lowest first: a room imports those before it."""
 ROOMS = tuple(f"projector.{room}" for room in SERVED)
-BASE = ROOMS[:2]
+BASE = ROOMS[:3]
 """What an agent needs: no torch at import."""
 # From a module prefix (the longest wins) to the prefixes of ours that it may import besides itself.
 ARROWS: dict[str, tuple[str, ...]] = {

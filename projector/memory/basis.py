@@ -1,0 +1,188 @@
+"""What is fitted offline for a memory: how a key is made, and when the gate opens.
+
+A key is the small model's state, averaged over the tokens of a text, in the directions in which
+texts about different things differ most (linear discriminant analysis).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from projector.codec.arrays import Floats, check_arrays
+from projector.models.foreign import in_words
+from protos.errors import BundleFormatError, FactError, FrameMalformedError
+from protos.strict_json import read_json
+
+FORMAT = 1
+MAX_BYTES = 16 << 20
+_METADATA = "neural_bridge_memory"
+_ARRAYS = ("mean", "scale", "projection")
+_TEXT_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """How a memory is read and written; chosen on validation prompts.
+
+    Attributes:
+        threshold: The gate opens at this similarity, 0 to 1.
+        sharpness: The softmax's factor on similarities, above 0 (`beta`).
+        gain: The direction's length as a share of the large model's last state (`alpha`).
+        same: From this similarity on two facts are about the same thing, 0 to 1.
+    """
+
+    threshold: float = 0.75
+    sharpness: float = 20.0
+    gain: float = 0.15
+    same: float = 0.6
+
+    def check(self, what: str) -> None:
+        """Require usable numbers.
+
+        Raises:
+            BundleFormatError: which is not.
+        """
+        for name, value in asdict(self).items():
+            top = 1.0 if name in ("threshold", "same") else 1e4
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or not 0 < value <= top:
+                raise BundleFormatError(f"{what}: {name} is {value!r}, expected 0 to {top:g}")
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryBasis:
+    """A memory's half that never changes; both the device and the service hold it.
+
+    Attributes:
+        source_fingerprint: Of the small model, whose states become keys.
+        target_fingerprint: Of the large model, which reads.
+        layers: The small model's layers whose states are taken, from 0, in this order.
+        mean: Of the features, float32 [F].
+        scale: Their deviations, above 0, float32 [F].
+        projection: From features to keys, float32 [F, r].
+        reading: Gate, softmax, gain.
+    """
+
+    source_fingerprint: str
+    target_fingerprint: str
+    layers: tuple[int, ...]
+    mean: Floats
+    scale: Floats
+    projection: Floats
+    reading: ReadSettings = ReadSettings()
+
+    @property
+    def rank(self) -> int:
+        """Entries of a key, r."""
+        return int(self.projection.shape[1])
+
+    @property
+    def features(self) -> int:
+        """Entries of a text's features, F."""
+        return int(self.projection.shape[0])
+
+    def key(self, features: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
+        """The key of one text, int8 [r], or of many, int8 [n, r].
+
+        Args:
+            features: The small model's states of `layers`, each averaged over the text's own
+                tokens, one after another, [F] or [n, F].
+
+        Raises:
+            FactError: another size, NaN or infinity, or features that point nowhere.
+        """
+        if features.shape[-1:] != (self.features,):
+            raise FactError(
+                f"the text has {features.shape[-1:]} features, this basis reads {self.features}: "
+                "it was made for another small model"
+            )
+        turned = (features.astype(np.float32) - self.mean) / self.scale @ self.projection
+        largest = np.abs(turned).max(axis=-1, keepdims=True)
+        if not np.isfinite(largest).all() or not (largest > 0).all():
+            raise FactError("the small model's state of this text is not usable as a key")
+        made: npt.NDArray[np.int8] = np.rint(turned * (127 / largest)).astype(np.int8)
+        return made
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of `to_bytes`, 32 bytes; a memory's state names it."""
+        return hashlib.sha256(self.to_bytes()).digest()
+
+    def to_bytes(self) -> bytes:
+        """The basis as a safetensors blob; an equal basis gives equal bytes."""
+        plain = {
+            "format": FORMAT,
+            "source_fingerprint": self.source_fingerprint,
+            "target_fingerprint": self.target_fingerprint,
+            "layers": list(self.layers),
+            "reading": asdict(self.reading),
+        }
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
+        blob: bytes = save_tensors(arrays, metadata={_METADATA: text})
+        return blob
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> MemoryBasis:
+        """Read untrusted bytes of `to_bytes`.
+
+        Raises:
+            BundleFormatError: not such bytes, or arrays that do not fit each other.
+        """
+        what = "memory basis"
+        if not 8 <= len(blob) <= MAX_BYTES:
+            raise BundleFormatError(f"{what}: {len(blob)} bytes, at most {MAX_BYTES} are read")
+        length = int.from_bytes(blob[:8], "little")
+        if length > min(_TEXT_BYTES, len(blob) - 8):
+            raise BundleFormatError(f"{what}: its header claims {length} bytes")
+        try:
+            header = read_json(blob[8 : 8 + length], _TEXT_BYTES, what)
+            plain = read_json(header["__metadata__"][_METADATA], _TEXT_BYTES, what)
+            arrays = load_tensors(blob)
+        except (FrameMalformedError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise BundleFormatError(f"not a valid {what}: {in_words(error)}") from error
+        return cls._of(what, plain, arrays)
+
+    @classmethod
+    def _of(cls, what: str, plain: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> MemoryBasis:
+        names = {"format", "source_fingerprint", "target_fingerprint", "layers", "reading"}
+        if not isinstance(plain, dict) or set(plain) != names or set(arrays) != set(_ARRAYS):
+            raise BundleFormatError(f"{what}: it must hold exactly {', '.join(sorted(names))}")
+        if plain["format"] != FORMAT:
+            raise BundleFormatError(
+                f"{what}: format {plain['format']!r}, this version reads {FORMAT}"
+            )
+        for name in ("source_fingerprint", "target_fingerprint"):
+            if not isinstance(plain[name], str) or not plain[name]:
+                raise BundleFormatError(f"{what}: {name} is {plain[name]!r}, expected a text")
+        layers = plain["layers"]
+        if not isinstance(layers, list) or not layers or not all(type(n) is int for n in layers):
+            raise BundleFormatError(f"{what}: layers are {layers!r}, expected a list of numbers")
+        given = plain["reading"]
+        if not isinstance(given, dict) or set(given) != {one.name for one in fields(ReadSettings)}:
+            raise BundleFormatError(f"{what}: reading is {given!r}")
+        reading = ReadSettings(**given)
+        reading.check(what)
+        projection = arrays["projection"]
+        if projection.ndim != 2 or not all(projection.shape) or projection.shape[1] > 1024:
+            raise BundleFormatError(f"{what}: projection is {list(projection.shape)}")
+        wanted = {"mean": projection.shape[:1], "scale": projection.shape[:1]}
+        check_arrays(what, arrays, {**wanted, "projection": projection.shape}, positive=("scale",))
+        return cls(
+            plain["source_fingerprint"],
+            plain["target_fingerprint"],
+            tuple(layers),
+            **{name: arrays[name] for name in _ARRAYS},
+            reading=reading,
+        )
