@@ -15,6 +15,7 @@ from rich.console import Console
 
 from benchmarks import command
 from benchmarks.observe.cost import cost
+from benchmarks.observe.fresh_machine import fresh_machine
 from benchmarks.observe.live_page import live_page
 from benchmarks.observe.others import REPORTS, of_report
 from benchmarks.observe.recorded import recorded
@@ -33,6 +34,7 @@ def plan() -> dict[str, tuple[Part, float]]:
         "cost": (cost, 240),
         "scrape": (scrape, 10),
         "live_page": (live_page, 120),
+        "fresh_machine": (fresh_machine, 400),
         **{row: (of_report(row), 0.0) for row in REPORTS},
     }
 

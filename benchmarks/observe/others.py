@@ -13,7 +13,6 @@ from benchmarks.edge.figures import not_run
 REPORTS = {
     "panels": ("dashboards.json", "panels whose every query returns data", "all", "panels"),
     "drift": ("shadowing.json", "drift alarm, day to night", "≤ 200", "frames"),
-    "fresh machine": ("fresh-machine.json", "a fresh machine to the first answer", "2", "commands"),
 }
 """By row: the report, and the figure's name, target and unit while there is none."""
 

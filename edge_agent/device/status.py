@@ -120,7 +120,7 @@ _READ = (
     *("queue_depth", "spool_frames", "spool_bytes", "spool_oldest_age_seconds"),
     *("spool_dropped_total", "camera_state", "camera_newest_frame_age_seconds"),
     *("camera_frames_total", "camera_restarts_total", "model_device", "device_fallback"),
-    "point_fallback",
+    *("point_fallback", "shadows_total", "shadow_bytes_total"),
     *("certificate_end_timestamp_seconds", "plain_text", "resident_memory_bytes"),
 )
 """Only these are collected: the histograms cost ten times as much, every second."""
@@ -160,6 +160,8 @@ def figures(metrics: Metrics) -> dict[str, Any]:
         "held": one("scenes_held_total"),
         "fallbacks": by("fallbacks_total", "cause"),
         "refusals": by("refusals_total", "reason"),
+        "shadows": by("shadows_total", "outcome"),
+        "shadow_bytes": one("shadow_bytes_total"),
         "in_flight": one("queue_depth"),
         "spool": {
             "frames": one("spool_frames"),

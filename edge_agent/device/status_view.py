@@ -31,6 +31,8 @@ def lines(found: Mapping[str, Any], width: int) -> list[str]:
         _row("machine", ", ".join(_machine(power, found))),
         _row("certificate", _certificate(found["certificate_ends"])),
     ]  # fmt: skip
+    if sum(found["shadows"].values()):
+        shown.append(_row("shadowing", _shadowing(found)))
     if found.get("update"):
         shown.append(_row("update", update(found["update"])))
     if found.get("service_settings"):
@@ -101,6 +103,15 @@ def _oldest(spool: Mapping[str, Any]) -> str:
     dropped = sum(spool["dropped"].values())
     text = f", oldest {_ago(spool['oldest_age_s'])}" if spool["frames"] else ""
     return text + (f"; {dropped:.0f} dropped" if dropped else "")
+
+
+def _shadowing(found: Mapping[str, Any]) -> str:
+    """How the pictures ended that chance chose for the service to measure."""
+    counts = {name: count for name, count in found["shadows"].items() if count}
+    measured = counts.pop("measured", 0)
+    text = f"{measured:.0f} pictures measured, {found['shadow_bytes'] or 0:,.0f} bytes"
+    others = [f"{count:.0f} {name.replace('_', ' ')}" for name, count in sorted(counts.items())]
+    return "; ".join([text, *others])
 
 
 def _machine(power: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

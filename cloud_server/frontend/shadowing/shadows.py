@@ -200,7 +200,8 @@ class Shadows:
         scene = self._scenes.named(name)
         if scene is None:
             raise UnknownSceneError(
-                f"frame {picture.frame_number} of this session is not held (any more)"
+                f"frame {picture.frame_number} of this session is not held (any more), so its "
+                "picture was not measured; later pictures are, nothing needs to be done"
             )
         if not scene.kept:
             raise FrameMalformedError(
