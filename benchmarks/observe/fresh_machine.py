@@ -56,8 +56,9 @@ def fresh_machine(folder: Path, quick: bool) -> dict[str, Any]:
     base = folder / f"{RELEASE}.tar"
     if not base.is_file():
         options = ("--variant=important", "--include=ca-certificates", "--quiet")
-        _run("mmdebstrap", *options, RELEASE, f"{base}.part")
-        Path(f"{base}.part").rename(base)
+        part = base.with_suffix(".part.tar")
+        _run("mmdebstrap", *options, RELEASE, part)
+        part.rename(base)
     with _machine(base, folder, wheels) as root:
         shutil.copy(archive, root / "root")
         began = time.monotonic()

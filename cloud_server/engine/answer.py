@@ -62,6 +62,7 @@ class Answering:
                 [work.question for work in works],
                 works,
                 [work.job.max_new_tokens for work in works],
+                added=[work.added for work in works],
             )
             prefill_s, now = time.perf_counter() - started, time.monotonic_ns()
             for index, work in zip(part, works, strict=True):

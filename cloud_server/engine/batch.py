@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from cloud_server.engine.values import remembering
 from projector.models.frozen import FrozenModel, padded
 from projector.models.slab import Part, Slab
 
@@ -34,6 +35,7 @@ class Row(Generic[Owner]):
         tokens: made so far, without the end token.
         done: it ended, by the end token or at its limit.
         fresh: the last call made a token for it (the end token does not count).
+        added: what its memory adds at each place of the answer (`values.py`); None: nothing.
     """
 
     owner: Owner
@@ -41,6 +43,7 @@ class Row(Generic[Owner]):
     tokens: list[int] = field(default_factory=list)
     done: bool = False
     fresh: bool = False
+    added: Tensor | None = None
 
 
 class RunningBatch(Generic[Owner]):
@@ -70,6 +73,7 @@ class RunningBatch(Generic[Owner]):
         owners: Sequence[Owner],
         limits: Sequence[int],
         on_first: Callable[[Tensor], None] = lambda _: None,
+        added: Sequence[Tensor | None] = (),
     ) -> list[Row[Owner]]:
         """Prefill some questions as a group and make each one's first token.
 
@@ -79,11 +83,18 @@ class RunningBatch(Generic[Owner]):
             owners: one per row.
             limits: most tokens, one per row, each at least 1.
             on_first: gets the logits of the first tokens, `[rows, vocabulary]`.
+            added: as `Row.added`, one per row; empty: nothing is added to any.
 
         Returns:
             The new rows, each with its first token (unless that ended it).
         """
         first, lengths = len(self.rows), [len(question) for question in questions]
+        joined = [
+            Row(owner, limit, added=each)
+            for owner, limit, each in zip(
+                owners, limits, added or [None] * len(owners), strict=True
+            )
+        ]
         width = max(lengths)
         with torch.inference_mode():
             if self._slab is None:
@@ -96,10 +107,9 @@ class RunningBatch(Generic[Owner]):
             for row, length in enumerate(lengths, first):
                 slab.lengths[row] += length
             last = hidden[torch.arange(len(lengths)), torch.tensor(lengths) - 1]
-            logits = self._logits(last)
+            logits = self._logits(last, joined)
             on_first(logits)
             made: list[int] = logits.argmax(dim=-1).tolist()
-        joined = [Row(owner, limit) for owner, limit in zip(owners, limits, strict=True)]
         for new, token in zip(joined, made, strict=True):
             self._take(new, token)
         self.rows += joined
@@ -115,7 +125,7 @@ class RunningBatch(Generic[Owner]):
             tokens = torch.tensor(last, device=self._model.device)
             hidden = self._model.run(tokens, cache, seen, positions, prompt=False)
             slab.lengths = [length + 1 for length in slab.lengths]
-            made: list[int] = self._logits(hidden[:, -1]).argmax(dim=-1).tolist()
+            made: list[int] = self._logits(hidden[:, -1], self.rows).argmax(dim=-1).tolist()
         for row, token in zip(self.rows, made, strict=True):
             self._take(row, token)
         return list(self.rows)
@@ -129,9 +139,11 @@ class RunningBatch(Generic[Owner]):
                 self.rows[index] = self.rows[-1]
                 self.rows.pop()
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """The logits of each row of last hidden states `[rows, E]`."""
+    def _logits(self, hidden: Tensor, rows_of: Sequence[Row[Owner]]) -> Tensor:
+        """The logits of each row of last hidden states `[rows, E]`, with what memories say."""
         rows = len(hidden)
+        places = [len(row.tokens) for row in rows_of]
+        hidden = remembering(hidden, [row.added for row in rows_of], places)
         few = pad(hidden, (0, 0, 0, max(0, _LEAST_ROWS - rows)))
         return self._model.logits(few)[:rows]
 

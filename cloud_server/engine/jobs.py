@@ -73,6 +73,8 @@ class Job(_Sent, frozen=True):
         most_share: largest share of the picture's width and height that it may have.
         box: left, top, right and bottom of the part in the body (`protos.crop.Box`); else empty.
         shadow: questions to answer from scene and picture; empty if they are not to be compared.
+        values: what a memory says to the question, each with its weight, 0 to 1; empty: nothing.
+        gain: how much of it is added (`values.py`).
         trace: W3C context of the request's span (`traceparent`); with it, the engine's spans go up
             with its events.
     """
@@ -99,6 +101,8 @@ class Job(_Sent, frozen=True):
     most_share: float = 1.0
     box: list[int] = []
     shadow: list[str] = []
+    values: list[tuple[float, str]] = []
+    gain: float = 0.0
     trace: str = ""
 
     @property

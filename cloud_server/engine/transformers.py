@@ -42,6 +42,7 @@ from cloud_server.engine.reader import PictureReader, Read
 from cloud_server.engine.scenes import Scene, SceneMemory
 from cloud_server.engine.shadow import SHADOW_ROWS, Shadowing
 from cloud_server.engine.store import Name
+from cloud_server.engine.values import Values
 from cloud_server.engine.waiting import Waiting
 from cloud_server.engine.work import Picture, Work
 from cloud_server.settings import Settings
@@ -141,6 +142,7 @@ class TransformersEngine(Engine):
         self._model = load.load_model(settings)
         self._question_ids = lru_cache(_QUESTIONS)(self._model.question_ids)
         self._answering = Answering(self._model)
+        self._values = Values(self._model)
         self._shadows = Shadowing(self._model, self._question_ids, lambda said: self._emit(said))
         self._model.constant_prefix()
         self._read_bundles = load.load_bundles(settings, self._model.layout)
@@ -312,6 +314,7 @@ class TransformersEngine(Engine):
         if work.job.question:
             try:
                 work.question = self._question_ids(work.job.question)
+                work.added = self._values.added(work.job.values, work.job.gain)
             except BridgeError as error:
                 self._fail(work, error)
                 return False

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from PIL import Image
+from torch import Tensor
 
 from cloud_server.engine.jobs import Job
 from cloud_server.engine.reader import Read
@@ -34,6 +35,7 @@ class Work:
         prefilled_ns: when that was done (the host's monotonic clock).
         prompt_tokens: as in `Answered`.
         told: the part of the answer that was sent so far.
+        added: what a memory adds at each place of the answer; None: nothing.
     """
 
     job: Job
@@ -51,6 +53,7 @@ class Work:
     prefilled_ns: int = 0
     prompt_tokens: int = 0
     told: str = ""
+    added: Tensor | None = None
 
     @property
     def queue_s(self) -> float:

@@ -1,7 +1,7 @@
 """What is fitted offline for a memory: how a key is made, and when the gate opens.
 
-A key is the small model's state, averaged over the tokens of a text, in the directions in which
-texts about different things differ most (linear discriminant analysis).
+A key is the small model's cache of a text, averaged over its tokens, in the directions in which
+texts about different things differ most (`fit.py`: linear discriminant analysis).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -22,6 +22,7 @@ from safetensors.numpy import save as save_tensors
 from projector.codec.arrays import Floats, check_arrays
 from projector.models.foreign import in_words
 from protos.errors import BundleFormatError, FactError, FrameMalformedError
+from protos.state import KVState
 from protos.strict_json import read_json
 
 FORMAT = 1
@@ -29,6 +30,26 @@ MAX_BYTES = 16 << 20
 _METADATA = "neural_bridge_memory"
 _ARRAYS = ("mean", "scale", "projection")
 _TEXT_BYTES = 1 << 16
+
+
+def text_features(state: KVState, layers: Sequence[int]) -> Floats:
+    """A text's features: un-rotated keys and values, averaged over its tokens, float32 [F].
+
+    Args:
+        state: the small model's cache of the text's own tokens.
+        layers: whose keys and values are taken, from 0; F is `2 * kv_heads * head_dim` for each.
+
+    Raises:
+        FactError: the model has no such layer.
+    """
+    if not layers or min(layers) < 0 or max(layers) >= len(state.keys):
+        raise FactError(
+            f"the basis reads the layers {list(layers)}, the model has {len(state.keys)}"
+        )
+    chosen = list(layers)
+    parts = np.stack([state.keys[chosen].mean(axis=2), state.values[chosen].mean(axis=2)], axis=1)
+    made: Floats = parts.reshape(-1).astype(np.float32)
+    return made
 
 
 @dataclass(frozen=True)
@@ -67,7 +88,7 @@ class MemoryBasis:
     Attributes:
         source_fingerprint: Of the small model, whose states become keys.
         target_fingerprint: Of the large model, which reads.
-        layers: The small model's layers whose states are taken, from 0, in this order.
+        layers: The small model's layers that features are taken from.
         mean: Of the features, float32 [F].
         scale: Their deviations, above 0, float32 [F].
         projection: From features to keys, float32 [F, r].
@@ -96,8 +117,7 @@ class MemoryBasis:
         """The key of one text, int8 [r], or of many, int8 [n, r].
 
         Args:
-            features: The small model's states of `layers`, each averaged over the text's own
-                tokens, one after another, [F] or [n, F].
+            features: From `text_features`, [F] or [n, F].
 
         Raises:
             FactError: another size, NaN or infinity, or features that point nowhere.
