@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy prometheus systemd emulator network machine examples example-node check bench bench-serve bench-edge bench-observe test-faults test-alerts test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse reference dist containers test-deploy clean browser test-page screenshots page-libraries
+.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy prometheus systemd emulator network machine examples example-node check bench bench-serve bench-edge bench-observe test-faults test-alerts test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse bench-memory reference dist containers test-deploy clean browser test-page screenshots page-libraries
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -248,6 +248,10 @@ bench-controller: $(READY) ## The controller alone, on synthetic traces against 
 bench-codec: $(READY) ## Frames coded per second on one core, and what delta frames save (part of bench-rate)
 	@echo "bench-codec: report in build/bench/codec-speed.json"
 	@$(BIN)/python -m benchmarks.codec_speed --cameras 3
+
+bench-memory: real-pair ## Long memory on the real pair: facts told once, asked later; build/bench/memory.json (about an hour at first; resumes)
+	@echo "bench-memory: report in build/bench/memory.json; what the models read is kept"
+	@$(BIN)/python -m benchmarks.memory
 
 rivals: $(RIVALS)/.ready ## An environment for the coders that bench-rate compares with (CacheGen, kvpress; 1.5 GB)
 

@@ -1,0 +1,1 @@
+"""Long memory on a real pair, measured."""

@@ -97,13 +97,16 @@ def _downloads(folder: Path) -> tuple[Path, Path]:
     """The release's archive, and a folder with the wheel of everything that it needs."""
     made = folder / "dist"
     _run(sys.executable, command.ROOT / ".ci/dist.py", "--out", made, "--no-bom")
-    (archive,) = made.glob("*-deploy.tar.gz")
     wheels = folder / "wheels"
     wheels.mkdir(exist_ok=True)
-    product = max(made.glob("neural_bridge-*.whl"), key=lambda path: path.stat().st_mtime)
+    archive, product, reference = (
+        max(made.glob(pattern), key=lambda path: path.stat().st_mtime)
+        for pattern in ("*-deploy.tar.gz", "neural_bridge-*.whl", "neural_bridge_reference-*.whl")
+    )
     pip = (sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:")
     constraints = command.ROOT / ".ci/constraints.txt"
-    _run(*pip, "--find-links", wheels, "-c", constraints, "-d", wheels, f"{product}[{_EXTRAS}]")
+    found = ("--find-links", wheels, "--find-links", made, "-c", constraints, "-d", wheels)
+    _run(*pip, *found, f"{product}[{_EXTRAS}]", reference)
     for own in wheels.glob("neural_bridge*.whl"):
         own.unlink()
     return archive, wheels

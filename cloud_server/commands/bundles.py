@@ -189,14 +189,7 @@ def _add(given: argparse.Namespace) -> int:
 
 def _keep(folder: Path, kept: Path, digest: str) -> Path:
     """Copy a bundle to where nobody replaces it; the name appears only when the copy is whole."""
-    from projector.bundle.files import (
-        CANARY,
-        DESCRIPTION,
-        FEEDBACK_FILES,
-        FILES,
-        SERVICE_RISK,
-        SIGNATURE,
-    )
+    from projector.bundle.files import DESCRIPTION, EVERY, SIGNATURE
     from protos.process.files import writing
 
     there, draft = kept / digest, kept / f"{digest}.draft"
@@ -205,7 +198,7 @@ def _keep(folder: Path, kept: Path, digest: str) -> Path:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         try:
-            for name in (DESCRIPTION, SIGNATURE, SERVICE_RISK, CANARY, *FILES, *FEEDBACK_FILES):
+            for name in (DESCRIPTION, SIGNATURE, *EVERY):
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, draft / name)
             shutil.rmtree(there, ignore_errors=True)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from projector.bundle.files import (
-    CANARY,
     CLOUD,
     DESCRIPTION,
+    EVERY,
     FEEDBACK_FILES,
     FILES,
     GRAPH,
-    SERVICE_RISK,
+    OPTIONAL,
 )
 from projector.bundle.refusals import refusal
 from projector.models.foreign import in_words
@@ -79,8 +79,7 @@ class BundleInfo:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of its files in their order, without the description."""
-        every = (*FILES, *FEEDBACK_FILES, SERVICE_RISK, CANARY)
-        return tuple(name for name in every if name in self.files)
+        return tuple(name for name in EVERY if name in self.files)
 
     @property
     def cloud_half(self) -> tuple[str, str]:
@@ -170,12 +169,12 @@ def describe(blob: bytes, folder: Path) -> BundleInfo:
             "604.5",
             f"{file}: its default point or ladder names an unknown point, one twice, or none",
         )
-    complete = set(files) - {SERVICE_RISK, CANARY} in ({*FILES}, {*FILES, *FEEDBACK_FILES})
+    complete = set(files) - {*OPTIONAL} in ({*FILES}, {*FILES, *FEEDBACK_FILES})
     if not complete or any(not 0 < s <= _MAX_FILE_BYTES for s, _ in files.values()):
         raise refusal(
             "604.6",
             f"{file} must list {', '.join(FILES)} with their sizes, and either both or none of "
-            f"{', '.join(FEEDBACK_FILES)}, and perhaps {SERVICE_RISK} and {CANARY}",
+            f"{', '.join(FEEDBACK_FILES)}, and perhaps {', '.join(OPTIONAL)}",
         )
     return BundleInfo(
         id=name,

@@ -26,6 +26,11 @@ SERVICE_RISK = "service_risk.safetensors"
 """Optional file: the service's guard."""
 CANARY = "canary.json"
 """Optional file: the canary set."""
+MEMORY = "memory.safetensors"
+"""Optional file: the basis of long memories."""
+OPTIONAL = (SERVICE_RISK, CANARY, MEMORY)
+EVERY = (*FILES, *FEEDBACK_FILES, *OPTIONAL)
+"""Every file that a bundle may have, in their order, besides description and signature."""
 
 Reader = Callable[[str, int], bytes]
 """Takes a file's name and the most bytes to read; returns its bytes or raises `OSError`."""

@@ -13,6 +13,7 @@ Both live layouts are required; there is no load without them.
 | `reverse_decoder.safetensors` | feedback, for the same maps: the edge's `FeedbackDecoder` |
 | `service_risk.safetensors` | the service's guard, a `RiskModel`; optional |
 | `canary.json` | the canary set: frames with recorded answers; optional |
+| `memory.safetensors` | the basis of long memories, a `MemoryBasis`; optional |
 | `signature.json` | if signed: an Ed25519 signature of `bundle.json` |
 """
 
@@ -34,6 +35,7 @@ from projector.bundle.files import (
     DESCRIPTION,
     EDGE,
     GRAPH,
+    MEMORY,
     SERVICE_RISK,
     Reader,
     files_of,
@@ -46,6 +48,7 @@ from projector.bundle.refusals import refusal
 from projector.bundle.sign import signed_by
 from projector.codec.encoder import Encoder
 from projector.codec.risk import RiskModel, feature_count
+from projector.memory.basis import MemoryBasis
 from projector.serving import backends
 from projector.serving.backends import Backend, CloudFiles
 from protos.errors import (
@@ -69,6 +72,7 @@ class Bundle:
         feedback: both feedback halves; None for a map that goes one way only.
         service_risk: the service's guard; None without one (see `projector guard`).
         canary: the canary set; None without one.
+        memory: the basis of long memories; None without one (see `projector memory`).
     """
 
     info: BundleInfo
@@ -81,6 +85,7 @@ class Bundle:
     feedback: Feedback | None = None
     service_risk: RiskModel | None = None
     canary: CanarySet | None = field(default=None, repr=False)
+    memory: MemoryBasis | None = field(default=None, repr=False)
 
     @property
     def digest(self) -> str:
@@ -169,6 +174,7 @@ class Bundle:
             feedback=feedback_in(blobs, info, path),
             service_risk=_service_risk(blobs.get(SERVICE_RISK), info, path),
             canary=_canary(blobs.get(CANARY), info, encoder.tokens, path),
+            memory=memory_in(blobs.get(MEMORY), info, path),
         )
 
     def backend(
@@ -275,3 +281,20 @@ def _require_layout(info: BundleInfo, side: str, trained: KVLayout, live: KVLayo
         f"{trained.fingerprint[:12]}, d={trained.state_dim}), the running {side} has layout "
         f"{fingerprint[:12]}{detail}",
     )
+
+
+def memory_in(blob: bytes | None, info: BundleInfo, folder: Path) -> MemoryBasis | None:
+    """The basis of long memories from its file's bytes.
+
+    Raises:
+        BundleFormatError: the bytes are no basis, or one for other models.
+    """
+    if blob is None:
+        return None
+    try:
+        basis = MemoryBasis.from_bytes(blob)
+        basis.require(info.source.fingerprint, info.target.fingerprint)
+        basis.require_layers(info.source)
+    except BridgeError as error:
+        raise refusal("604.14", f"{folder / MEMORY}: {error}") from error
+    return basis

@@ -36,6 +36,7 @@ REFUSALS: dict[str, tuple[type[BridgeError], str]] = {
     "604.11": (BundleFormatError, "cloud.onnx takes weights from outside the bundle"),
     "604.12": (BundleFormatError, "the service's guard is invalid"),
     "604.13": (BundleFormatError, "canary.json is no canary set of this bundle"),
+    "604.14": (BundleFormatError, "the basis of memories is invalid, or for other models"),
     "605.1": (SignatureError, "signature.json is not in its canonical form"),
     "605.2": (SignatureError, "the signature does not match bundle.json"),
     "605.3": (SignatureError, "trusted keys are required and there is no signature"),

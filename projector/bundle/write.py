@@ -21,13 +21,16 @@ from projector.bundle.files import (
     FEEDBACK_ENCODER,
     FEEDBACK_FILES,
     GRAPH,
+    MEMORY,
+    OPTIONAL,
     SERVICE_RISK,
     SIGNATURE,
     require_whole,
 )
-from projector.bundle.load import Bundle
+from projector.bundle.load import Bundle, memory_in
 from projector.codec.encoder import Encoder
 from projector.codec.risk import RiskModel
+from projector.memory.basis import MemoryBasis
 from projector.serving.backends import CloudFiles
 from protos.errors import (
     BundleFormatError,
@@ -52,6 +55,7 @@ def write_bundle(
     feedback: Feedback | None = None,
     service_risk: RiskModel | None = None,
     canary: CanarySet | None = None,
+    memory: MemoryBasis | None = None,
 ) -> BundleInfo:
     """Write an unsigned bundle; a half-written one can never be loaded.
 
@@ -72,6 +76,7 @@ def write_bundle(
         feedback: both halves, for a map that goes both ways.
         service_risk: the service's guard.
         canary: the canary set.
+        memory: the basis of long memories.
 
     Raises:
         BundleFormatError: the parts contradict each other.
@@ -96,6 +101,8 @@ def write_bundle(
         contents[SERVICE_RISK] = service_risk.to_bytes()
     if canary is not None:
         contents[CANARY] = canary.to_bytes()
+    if memory is not None:
+        contents[MEMORY] = memory.to_bytes()
     plain: dict[str, Any] = {
         "format": FORMAT,
         "id": id,
@@ -117,7 +124,8 @@ def write_bundle(
     feedback_in(contents, info, folder)
     if canary is not None:
         CanarySet.from_bytes(contents[CANARY], encoder.tokens, info.points, folder / CANARY)
-    optional = (*FEEDBACK_FILES, SERVICE_RISK, CANARY)
+    memory_in(contents.get(MEMORY), info, folder)
+    optional = (*FEEDBACK_FILES, *OPTIONAL)
     gone = (DESCRIPTION, SIGNATURE, *(name for name in optional if name not in contents))
     write_files(folder, {**contents, DESCRIPTION: description}, gone=gone)
     return info
@@ -133,6 +141,7 @@ def write_next(
     ladder: Sequence[int] | None = None,
     service_risk: RiskModel | None = None,
     canary: CanarySet | None = None,
+    memory: MemoryBasis | None = None,
 ) -> BundleInfo:
     """Write a bundle again, unsigned, with another edge half and the next version number.
 
@@ -146,6 +155,7 @@ def write_next(
         service_risk: none by default, because a guard is valid only for the points that it was
         learnt at.
         canary: as in `write_bundle`; the old bundle's set does not fit another edge half.
+        memory: by default the bundle's own.
 
     Raises:
         BundleFormatError, DiskFullError, ConfigError: as `write_bundle`.
@@ -165,4 +175,5 @@ def write_next(
         feedback=bundle.feedback,
         service_risk=service_risk,
         canary=canary,
+        memory=bundle.memory if memory is None else memory,
     )

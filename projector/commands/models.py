@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 def open_models(args: argparse.Namespace, data: Dataset) -> tuple[Model, Model]:
     """Load both models, to read pictures or texts as the folder holds them."""
+    from projector.training.dataset import Texts
+
+    return open_pair(args, isinstance(data, Texts))
+
+
+def open_pair(args: argparse.Namespace, texts: bool) -> tuple[Model, Model]:
+    """Load both models, to read texts or pictures."""
     preflight.models(args)
     with importing("running a model"):
         import torch
@@ -31,7 +38,6 @@ def open_models(args: argparse.Namespace, data: Dataset) -> tuple[Model, Model]:
         from projector.models.lm import LM
         from projector.models.vlm import VLM
         from projector.training import distributed
-        from projector.training.dataset import Texts
 
     logging.disable_progress_bar()
     tables.threads(args.threads, torch.set_num_threads)
@@ -39,7 +45,7 @@ def open_models(args: argparse.Namespace, data: Dataset) -> tuple[Model, Model]:
         device = distributed.device(args.device)
         models: list[Model] = []
         for path in (args.source, args.target):
-            if isinstance(data, Texts):
+            if texts:
                 models.append(LM.load(path, device, text_tokens=args.text_tokens))
             else:
                 models.append(VLM.load(path, device))

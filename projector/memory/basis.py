@@ -21,7 +21,13 @@ from safetensors.numpy import save as save_tensors
 
 from projector.codec.arrays import Floats, check_arrays
 from projector.models.foreign import in_words
-from protos.errors import BundleFormatError, FactError, FrameMalformedError
+from protos.errors import (
+    BundleFormatError,
+    FactError,
+    FrameMalformedError,
+    MemoryForeignError,
+)
+from protos.layout import KVLayout
 from protos.state import KVState
 from protos.strict_json import read_json
 
@@ -113,6 +119,35 @@ class MemoryBasis:
         """Entries of a text's features, F."""
         return int(self.projection.shape[0])
 
+    def require(self, source: str, target: str) -> None:
+        """Require that it was fitted for the two models that are running.
+
+        Args:
+            source: the small model's fingerprint.
+            target: the large model's.
+
+        Raises:
+            MemoryForeignError: it was not.
+        """
+        if (source, target) != (self.source_fingerprint, self.target_fingerprint):
+            raise MemoryForeignError(
+                f"the basis of memories is for {self.source_fingerprint[:12]}… and "
+                f"{self.target_fingerprint[:12]}…, the models are {source[:12]}… and {target[:12]}…"
+            )
+
+    def require_layers(self, source: KVLayout) -> None:
+        """Require that it reads layers that the small model has, as wide as they are.
+
+        Raises:
+            MemoryForeignError: it does not.
+        """
+        width = 2 * source.kv_heads * source.head_dim
+        if max(self.layers) >= source.layers or self.features != width * len(self.layers):
+            raise MemoryForeignError(
+                f"the basis reads {self.features} features of the layers {list(self.layers)}; "
+                f"the small model has {source.layers} layers of {width}"
+            )
+
     def key(self, features: npt.NDArray[Any]) -> npt.NDArray[np.int8]:
         """The key of one text, int8 [r], or of many, int8 [n, r].
 
@@ -187,7 +222,7 @@ class MemoryBasis:
             if not isinstance(plain[name], str) or not plain[name]:
                 raise BundleFormatError(f"{what}: {name} is {plain[name]!r}, expected a text")
         layers = plain["layers"]
-        if not isinstance(layers, list) or not layers or not all(type(n) is int for n in layers):
+        if not isinstance(layers, list) or not layers or not all(_layer(n) for n in layers):
             raise BundleFormatError(f"{what}: layers are {layers!r}, expected a list of numbers")
         given = plain["reading"]
         if not isinstance(given, dict) or set(given) != {one.name for one in fields(ReadSettings)}:
@@ -206,3 +241,7 @@ class MemoryBasis:
             **{name: arrays[name] for name in _ARRAYS},
             reading=reading,
         )
+
+
+def _layer(number: Any) -> bool:
+    return type(number) is int and 0 <= number < 1 << 16

@@ -27,6 +27,7 @@ from projector.models.rope import unrotate
 from projector.models.witness import Figures, Witness
 from protos.errors import ModelError, UnsupportedModelError
 from protos.layout import KVLayout
+from protos.state import KVState
 
 _SHIFT = 37  # positions by which the rotation check shifts its tokens
 _SAME_KEYS = 0.3  # relative: measured up to 0.04 in bfloat16, 0.5 and more without RoPE
@@ -89,6 +90,10 @@ class FrozenModel(ABC):
     @abstractmethod
     def answer_ids(self, text: str) -> list[int]:
         """The ids of an answer, as training uses them."""
+
+    @abstractmethod
+    def text_state(self, text: str) -> KVState:
+        """The cache of a text alone, RoPE removed; a memory makes its keys from it."""
 
     @abstractmethod
     def witnesses(self) -> Iterator[Witness]:

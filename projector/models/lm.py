@@ -248,6 +248,14 @@ class LM(FrozenModel):
                 )
         return made
 
+    def text_state(self, text: str) -> KVState:
+        """The cache of a text, RoPE removed; a memory makes its keys from it.
+
+        Raises:
+            ContextError: as `tokens`.
+        """
+        return self.states([self.tokens(text).ids])[0]
+
     @property
     def positions(self) -> npt.NDArray[np.int64]:
         """Positions of the longest text's tokens, `[N]`."""

@@ -262,6 +262,27 @@ class VLM(FrozenModel):
 
     # -- the sending side ------------------------------------------------------------------------
 
+    def text_state(self, text: str) -> KVState:
+        """The cache of a text alone behind the constant prefix, without a picture, RoPE removed.
+
+        Its tokens have no template. A memory makes its keys from it.
+
+        Raises:
+            QuestionError, QuestionTooLongError: as `question_ids`.
+        """
+        ids = ids_of_question(text, self.prompt.reserved, self.max_question_tokens, self._bare)
+        start, cache = len(self.prefix_ids), kv.new_cache()
+        with torch.inference_mode():
+            self.run(padded([[*self.prefix_ids, *ids]], self.device), cache)
+            layers = kv.read_cache(cache)
+            keys, values = (torch.stack(part)[..., start:, :] for part in zip(*layers, strict=True))
+            positions = np.arange(start, start + len(ids), dtype=np.int64)
+            shares = torch.full((1, len(ids)), 1 / len(ids))
+            return kv.to_states(keys, values, self.layout, positions, shares)[0]
+
+    def _bare(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def prefill(
         self, pictures: Sequence[Image.Image | Prepared], attention: bool = True
     ) -> Prefilled:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from projector.bundle.files import CANARY, FEEDBACK_FILES, FILES, SERVICE_RISK
+from projector.bundle.files import EVERY
 from projector.package.archive import pack, read_entries, read_exactly, read_member
 from projector.package.contents import Package, PackageInfo, Provenance, WMatrix
 from projector.package.form import (
@@ -137,7 +137,7 @@ def _check_bundle(blob: Blob, w_matrix: WMatrix, members: Mapping[str, tuple[int
     named = (w_matrix.bundle_digest, w_matrix.bundle_id, w_matrix.bundle_version, w_matrix.rank)
     files = {
         name: {"bytes": members[f"w_matrix/{name}"][0], "sha256": members[f"w_matrix/{name}"][1]}
-        for name in (*FILES, *FEEDBACK_FILES, SERVICE_RISK, CANARY)
+        for name in EVERY
         if f"w_matrix/{name}" in members
     }
     if (

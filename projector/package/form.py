@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from projector.bundle.files import CANARY, DESCRIPTION, FEEDBACK_FILES, FILES, SERVICE_RISK
+from projector.bundle.files import DESCRIPTION, FEEDBACK_FILES, FILES, OPTIONAL
 from protos.errors import FrameMalformedError, PackageCorruptError, PackageFormatError
 from protos.quantize.fp8_e4m3 import MAX as FP8_MAX
 from protos.strict_json import read_json
@@ -39,7 +39,7 @@ BUNDLE = tuple(f"w_matrix/{name}" for name in (DESCRIPTION, *FILES))
 """Members of every embedded bundle."""
 _OPTIONAL = tuple(
     tuple(f"w_matrix/{name}" for name in group)
-    for group in (FEEDBACK_FILES, (SERVICE_RISK,), (CANARY,))
+    for group in (FEEDBACK_FILES, *((name,) for name in OPTIONAL))
 )
 MORE = tuple(name for group in _OPTIONAL for name in group)
 """Members that an embedded bundle may have besides."""

@@ -163,6 +163,30 @@ class ExportedVLM:
             attention=read.attention,
         )
 
+    def text_state(self, text: str) -> KVState:
+        """The cache of a text alone behind the constant prefix: see `VLM.text_state`.
+
+        Raises:
+            QuestionError, QuestionTooLongError: as `question_ids`.
+        """
+        prompt, start = self._prompt, len(self._prompt.before)
+
+        def bare(text: str) -> list[int]:
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+        ids = ids_of_question(text, prompt.reserved, prompt.max_question_tokens, bare)
+        embeds = self._embed([*prompt.before, *ids])
+        _, _, layers = self._decode(embeds, self._nothing(), np.tri(len(embeds), dtype=np.bool_))
+        tokens = layers[:, :, 0, :, start:]
+        positions = np.arange(start, start + len(ids), dtype=np.int64)
+        return KVState(
+            keys=unrotate(tokens[:, 0], self.layout.rotation, positions),
+            values=np.ascontiguousarray(tokens[:, 1]),
+            positions=positions,
+            grid=(1, len(ids)),
+            attention=np.full(len(ids), 1 / len(ids), np.float32),
+        )
+
     # -- the answering side ----------------------------------------------------------------------
 
     def scene(self, state: KVState) -> Floats:

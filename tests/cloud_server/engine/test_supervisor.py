@@ -19,8 +19,11 @@ from tests.cloud_server.front_end import FAST, Running, make, running
 
 
 def test_an_engine_that_dies_is_started_again_and_meanwhile_the_service_says_so(
-    paths: dict[str, Any],
+    paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # the pause is long enough for all that is looked at meanwhile, on a busy machine too
+    monkeypatch.setattr("cloud_server.engine.supervisor.random.uniform", lambda *_: 3.0)
+
     async def scene() -> None:
         async with running(paths) as server:
             edge = await server.edge()

@@ -21,6 +21,7 @@ from projector.bundle.files import (
     FEEDBACK_DECODER,
     FEEDBACK_ENCODER,
     GRAPH,
+    MEMORY,
     SERVICE_RISK,
     SIGNATURE,
 )
@@ -72,6 +73,7 @@ REASONS: dict[str, Callable[[Path], object]] = {
     "604.11": lambda folder: replace(folder, GRAPH, elsewhere(folder / GRAPH)),
     "604.12": lambda folder: replace(folder, SERVICE_RISK, b"no risk model"),
     "604.13": lambda folder: replace(folder, CANARY, b"{}"),
+    "604.14": lambda folder: replace(folder, MEMORY, b"no basis"),
     "605.1": lambda folder: edit(folder, SIGNATURE, '"format": 1', '"format": 2'),
     "605.2": lambda folder: rewrite(folder, id="another"),
     "605.3": lambda folder: (folder / SIGNATURE).unlink(),

@@ -26,7 +26,7 @@ from projector.models.exported.vlm import ExportedVLM, received_shares
 from projector.models.vlm import VLM
 from projector.serving.edge_export import export_edge
 from projector.serving.edge_pictures import picture_steps
-from protos.errors import UnsupportedModelError
+from protos.errors import QuestionError, UnsupportedModelError
 from tests.fakes.tiny_models import tiny_gemma3_vlm, tiny_llava, tiny_ovis2, tiny_smolvlm
 
 PROCESSORS = {
@@ -101,6 +101,23 @@ def test_shares_of_attention_are_those_that_torch_measures(two_way: bool) -> Non
         received.add(layer[None, start:], torch.arange(start, total))
     ours = received_shares(layers.sum(dim=0).numpy(), start, count)
     np.testing.assert_allclose(ours, received.shares()[0].numpy(), atol=1e-6)
+
+
+def test_a_text_alone_has_the_checkpoints_cache_of_its_own_tokens(tmp_path: Path) -> None:
+    vlm = VLM.load(tiny_llava(tmp_path))
+    export_edge(vlm, tmp_path / "export")
+    exported = ExportedVLM.load(tmp_path / "export")
+    for text in ("red car", "where is the red car ?"):
+        theirs, ours = vlm.text_state(text), exported.text_state(text)
+        assert ours.grid == theirs.grid == (1, len(text.split()))
+        assert (ours.positions == theirs.positions).all()
+        np.testing.assert_allclose(ours.keys, theirs.keys, atol=1e-4)
+        np.testing.assert_allclose(ours.values, theirs.values, atol=1e-4)
+    first, longer = vlm.text_state("red car"), vlm.text_state("red car is near")
+    np.testing.assert_allclose(longer.values[:, :, :2], first.values, atol=1e-5)
+    for model in (vlm, exported):
+        with pytest.raises(QuestionError, match="empty"):
+            model.text_state(" ")
 
 
 @pytest.mark.slow
