@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,12 +20,12 @@ from benchmarks import command
 from benchmarks.edge.figures import not_run
 from benchmarks.memory import parts
 from benchmarks.memory.choose import choose, read_choice
-from benchmarks.memory.setting import Choice, Pair
+from benchmarks.memory.setting import Choice, RealPair
 from benchmarks.real_pair.install import FOLDER
 from projector.models.autocast import quick_kernels
 from reference.report.parts import Table, show
 
-Part: TypeAlias = Callable[[Pair, Choice, bool], dict[str, Any]]
+Part: TypeAlias = Callable[[RealPair, Choice, bool], dict[str, Any]]
 PARTS: dict[str, Part] = {
     "told": parts.told,
     "many_tokens": parts.many_tokens,
@@ -49,7 +50,7 @@ def bench(given: argparse.Namespace) -> int:
     """Choose, measure, write and print."""
     quick_kernels()
     folder = given.out / "memory"
-    pair = Pair(given.models, folder)
+    pair = RealPair(given.models, folder)
     ending = "-quick.json" if given.quick else ".json"
 
     def part(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def bench(given: argparse.Namespace) -> int:
     found = {"choose": chosen}
     for name, measure in PARTS.items():
         if not given.part or name in given.part:
-            found[name] = part(name, lambda measure=measure: measure(pair, choice, given.quick))
+            found[name] = part(name, partial(measure, pair, choice, given.quick))
     figures = [figure for one in found.values() for figure in one.get("figures", ())]
     figures += [not_run(*row, "nothing measures it yet") for row in MISSING]
     rows = [{"part": name, **row} for name, one in found.items() for row in one.get("rows", ())]

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.memory import phrases
 from benchmarks.memory.phrases import RELATIONS, RELATIVES
-from benchmarks.memory.setting import Choice, Pair
+from benchmarks.memory.setting import Choice, RealPair
 from projector.memory.base import unit
 from projector.memory.basis import ReadSettings
 
@@ -30,7 +30,7 @@ _SHUT = 0.05
 """Share of near misses that may open the gate."""
 
 
-def choose(pair: Pair, quick: bool) -> dict[str, Any]:
+def choose(pair: RealPair, quick: bool) -> dict[str, Any]:
     """Try every choice; returns the best one and the rows that it was chosen from."""
     facts = phrases.told(FACTS, "validation", 99)
     asked = [RELATIONS[one.relation].seen[-1].format(n=one.name) for one in facts]
@@ -76,7 +76,7 @@ def choose(pair: Pair, quick: bool) -> dict[str, Any]:
 
 
 def _gain(
-    pair: Pair, choice: Choice, asked: Sequence[str], facts: Sequence[phrases.Told]
+    pair: RealPair, choice: Choice, asked: Sequence[str], facts: Sequence[phrases.ToldFact]
 ) -> tuple[Choice, list[dict[str, float]]]:
     """The smallest gain within half a point of the best, and what each gives."""
     rows = []

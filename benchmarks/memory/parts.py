@@ -11,9 +11,9 @@ import numpy as np
 
 from benchmarks.edge.figures import at_least, at_most
 from benchmarks.memory import phrases
-from benchmarks.memory.phrases import RELATIONS, Told
-from benchmarks.memory.reading import Reader
-from benchmarks.memory.setting import PROMPT, Choice, Pair
+from benchmarks.memory.phrases import RELATIONS, ToldFact
+from benchmarks.memory.reading import ValueReader
+from benchmarks.memory.setting import PROMPT, Choice, RealPair
 from projector.memory import Fact, make
 from projector.memory.base import STATE_BYTES, Memory
 
@@ -27,9 +27,9 @@ def _mean(rows: Sequence[dict[str, Any]], name: str) -> float:
     return 100 * float(np.mean([row[name] for row in rows]))
 
 
-def told(pair: Pair, choice: Choice, quick: bool) -> dict[str, Any]:
+def told(pair: RealPair, choice: Choice, quick: bool) -> dict[str, Any]:
     """Facts told once, asked as told, in five other phrasings and in free wording."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for seed in SEEDS[:1] if quick else SEEDS:
         basis = pair.basis(seed, choice)
         for count in COUNTS[1:2] if quick else COUNTS:
@@ -65,14 +65,14 @@ def told(pair: Pair, choice: Choice, quick: bool) -> dict[str, Any]:
     }
 
 
-def many_tokens(pair: Pair, choice: Choice, quick: bool) -> dict[str, Any]:
+def many_tokens(pair: RealPair, choice: Choice, quick: bool) -> dict[str, Any]:
     """Values of two tokens or more, read token by token; the whole answer must be the value."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for seed in SEEDS[:1] if quick else SEEDS:
         basis = pair.basis(seed, choice)
         facts = phrases.told(20 if quick else 100, "test", seed, phrases.MANY_TOKENS)
         memory = pair.told(basis, facts)
-        reader = Reader(pair.large, basis.reading.gain)
+        reader = ValueReader(pair.large, basis.reading.gain)
         questions = [one.question for one in facts]
         recalled = [one.recalled for one in pair.readings(memory, questions, False)]
         made = reader.answers([PROMPT.format(text) for text in questions], recalled, 12)
@@ -84,14 +84,14 @@ def many_tokens(pair: Pair, choice: Choice, quick: bool) -> dict[str, Any]:
     }
 
 
-def newest(pair: Pair, choice: Choice, quick: bool) -> dict[str, Any]:
+def newest(pair: RealPair, choice: Choice, quick: bool) -> dict[str, Any]:
     """A second value for every fact: the newest counts, and no fact is held twice."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for seed in SEEDS[:1] if quick else SEEDS:
         basis = pair.basis(seed, choice)
         facts = phrases.told(50 if quick else 200, "test", seed)
         memory = pair.told(basis, facts)
-        again = [Told(one.name, one.relation, _other(one, at)) for at, one in enumerate(facts)]
+        again = [ToldFact(one.name, one.relation, _other(one, at)) for at, one in enumerate(facts)]
         for fact in pair.facts(basis, again, when=1 << 20):
             memory.write(fact)
         right = pair.exact(
@@ -104,14 +104,14 @@ def newest(pair: Pair, choice: Choice, quick: bool) -> dict[str, Any]:
     }
 
 
-def _other(one: Told, at: int) -> str:
+def _other(one: ToldFact, at: int) -> str:
     words = [word for word in RELATIONS[one.relation].values if word != one.value]
     return words[at % len(words)]
 
 
-def gate(pair: Pair, choice: Choice, quick: bool) -> dict[str, Any]:
+def gate(pair: RealPair, choice: Choice, quick: bool) -> dict[str, Any]:
     """How well the gate tells questions about facts from others (AUROC), at 400 facts."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for seed in SEEDS[:1] if quick else SEEDS:
         basis = pair.basis(seed, choice)
         facts = phrases.told(400, "test", seed)
@@ -163,7 +163,7 @@ def gate(pair: Pair, choice: Choice, quick: bool) -> dict[str, Any]:
     }
 
 
-def _gate(pair: Pair, memory: Memory, texts: Sequence[str]) -> list[float]:
+def _gate(pair: RealPair, memory: Memory, texts: Sequence[str]) -> list[float]:
     return [memory.gate(key) for key in pair.keys(memory.basis, texts)]
 
 
@@ -173,15 +173,15 @@ def _auroc(opens: np.ndarray, stays: np.ndarray) -> float:
     return float((ranks - len(opens) * (len(opens) + 1) / 2) / (len(opens) * len(stays)))
 
 
-def locality(pair: Pair, choice: Choice, quick: bool) -> dict[str, Any]:
+def locality(pair: RealPair, choice: Choice, quick: bool) -> dict[str, Any]:
     """What 400 facts change in texts that have nothing to do with them, gate on."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for seed in SEEDS[:1] if quick else SEEDS:
         basis = pair.basis(seed, choice)
         memory = pair.told(basis, phrases.told(400, "test", seed))
         texts = list(phrases.PROSE)
         readings = pair.readings(memory, texts, True)
-        reader = Reader(pair.large, basis.reading.gain)
+        reader = ValueReader(pair.large, basis.reading.gain)
         states = pair.states(texts)
         frozen = reader.logits(states, [()] * len(texts), 0)
         read = reader.logits(states, [one.recalled for one in readings], 0)
@@ -209,7 +209,7 @@ def _kl(one: np.ndarray, other: np.ndarray) -> float:
     return float((np.exp(p) * (p - q)).sum())
 
 
-def cost(pair: Pair, choice: Choice, quick: bool) -> dict[str, Any]:
+def cost(pair: RealPair, choice: Choice, quick: bool) -> dict[str, Any]:
     """Time to write a fact, the small model's two passes included, and to read; one thread."""
     basis = pair.basis(0, choice)
     facts = phrases.told(400, "test", 0)
@@ -237,7 +237,7 @@ def cost(pair: Pair, choice: Choice, quick: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def stream(pair: Pair, choice: Choice, quick: bool) -> dict[str, Any]:
+def stream(pair: RealPair, choice: Choice, quick: bool) -> dict[str, Any]:
     """An endless stream of facts with random keys: constant bytes, constant time, what is left."""
     basis = pair.basis(0, choice)
     memory = make("slots", basis)
@@ -271,9 +271,9 @@ def stream(pair: Pair, choice: Choice, quick: bool) -> dict[str, Any]:
     }
 
 
-def sites(pair: Pair, choice: Choice, quick: bool) -> dict[str, Any]:
+def sites(pair: RealPair, choice: Choice, quick: bool) -> dict[str, Any]:
     """Ten sites told one after another: what of each is lost until the last was told."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     count, each = 10, 10 if quick else 40
     for seed in SEEDS[:1] if quick else SEEDS:
         basis = pair.basis(seed, choice)
@@ -294,6 +294,6 @@ def sites(pair: Pair, choice: Choice, quick: bool) -> dict[str, Any]:
     return {"rows": rows, "figures": [figure]}
 
 
-def _right(pair: Pair, memory: Memory, facts: Sequence[Told]) -> float:
+def _right(pair: RealPair, memory: Memory, facts: Sequence[ToldFact]) -> float:
     questions = [one.held_out()[0] for one in facts]
     return float(np.mean(pair.exact(memory, questions, [one.value for one in facts], False)))

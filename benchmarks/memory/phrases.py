@@ -11,7 +11,7 @@ from random import Random
 
 
 @dataclass(frozen=True)
-class Relation:
+class Asking:
     """One kind of fact; `{n}` is the name of whom it is about.
 
     Attributes:
@@ -31,10 +31,10 @@ class Relation:
     values: tuple[str, ...]
 
 
-def _relation(lines: str, values: str) -> Relation:
+def _relation(lines: str, values: str) -> Asking:
     statement, question, *others = (line.strip() for line in lines.strip().splitlines())
     assert len(others) == 9, lines
-    return Relation(
+    return Asking(
         statement,
         question,
         tuple(others[:3]),
@@ -44,7 +44,7 @@ def _relation(lines: str, values: str) -> Relation:
     )
 
 
-RELATIONS: Mapping[str, Relation] = {
+RELATIONS: Mapping[str, Asking] = {
     "city": _relation(
         """{n} lives in
         Where does {n} live?
@@ -371,7 +371,7 @@ def names(split: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Told:
+class ToldFact:
     """One fact of a test: a name, a relation and what is said."""
 
     name: str
@@ -398,7 +398,7 @@ class Told:
         return RELATIONS[self.relation].free.format(n=self.name)
 
 
-def told(count: int, split: str, seed: int, values: tuple[str, ...] = ()) -> list[Told]:
+def told(count: int, split: str, seed: int, values: tuple[str, ...] = ()) -> list[ToldFact]:
     """Facts about different (name, relation) pairs, at random.
 
     Args:
@@ -410,10 +410,10 @@ def told(count: int, split: str, seed: int, values: tuple[str, ...] = ()) -> lis
     rng = Random(seed)
     pairs = [(name, relation) for name in names(split) for relation in RELATIONS]
     chosen = rng.sample(pairs, count)
-    return [Told(n, r, rng.choice(values or RELATIONS[r].values)) for n, r in chosen]
+    return [ToldFact(n, r, rng.choice(values or RELATIONS[r].values)) for n, r in chosen]
 
 
-def near_misses(one: Told) -> dict[str, str]:
+def near_misses(one: ToldFact) -> dict[str, str]:
     """Questions that sound like a fact's but ask for something that was not told."""
     relation = RELATIONS[one.relation]
     return {

@@ -19,7 +19,7 @@ from projector.models.lm import LM
 _ROWS = 256
 
 
-class Reader:
+class ValueReader:
     """Greedy answers of the large model with what was recalled for each question.
 
     Args:

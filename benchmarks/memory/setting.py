@@ -12,11 +12,11 @@ import numpy as np
 
 from benchmarks.memory import phrases
 from benchmarks.memory.passes import Kept, features, last_states
-from benchmarks.memory.phrases import RELATIONS, RELATIVES, Told
-from benchmarks.memory.reading import Reader
+from benchmarks.memory.phrases import RELATIONS, RELATIVES, ToldFact
+from benchmarks.memory.reading import ValueReader
 from benchmarks.real_pair.install import GEMMA3, SMOLLM2
 from projector.codec.arrays import Floats
-from projector.memory import Fact, Memory, MemoryBasis, Reading, make
+from projector.memory import Fact, Memory, MemoryBasis, Remembered, make
 from projector.memory.base import STATE_BYTES
 from projector.memory.basis import ReadSettings
 from projector.memory.fit import discriminants
@@ -37,7 +37,7 @@ class Choice:
     reading: ReadSettings
 
 
-class Pair:
+class RealPair:
     """Both models; what they make of a text is kept in a folder.
 
     Args:
@@ -119,7 +119,7 @@ class Pair:
     def told(
         self,
         basis: MemoryBasis,
-        facts: Sequence[Told],
+        facts: Sequence[ToldFact],
         member: str = "slots",
         limit: int = STATE_BYTES,
     ) -> Memory:
@@ -129,7 +129,7 @@ class Pair:
             memory.write(fact)
         return memory
 
-    def facts(self, basis: MemoryBasis, facts: Sequence[Told], when: int = 0) -> list[Fact]:
+    def facts(self, basis: MemoryBasis, facts: Sequence[ToldFact], when: int = 0) -> list[Fact]:
         """Facts as a device writes them."""
         statements = self.keys(basis, [one.statement for one in facts])
         questions = self.keys(basis, [one.question for one in facts])
@@ -145,7 +145,7 @@ class Pair:
             )
         ]
 
-    def readings(self, memory: Memory, questions: Sequence[str], gate: bool) -> list[Reading]:
+    def readings(self, memory: Memory, questions: Sequence[str], gate: bool) -> list[Remembered]:
         """What the memory says to each question; without the gate it always says something."""
         given = memory.basis
         keys = self.keys(given, questions)
@@ -161,7 +161,7 @@ class Pair:
     ) -> list[bool]:
         """Whether the first word of each answer is the value, for values of one token."""
         readings = self.readings(memory, questions, gate)
-        reader = Reader(self.large, memory.basis.reading.gain)
+        reader = ValueReader(self.large, memory.basis.reading.gain)
         states = self.states([PROMPT.format(text) for text in questions])
         made = reader.first_tokens(states, [one.recalled for one in readings])
         return [token == reader.ids(value)[0] for token, value in zip(made, values, strict=True)]

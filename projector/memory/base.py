@@ -123,7 +123,7 @@ class Recalled:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Remembered:
     """What a memory says to a question.
 
     Attributes:
@@ -166,7 +166,7 @@ class Memory(ABC):
         """
 
     @abstractmethod
-    def read(self, key: Key) -> Reading:
+    def read(self, key: Key) -> Remembered:
         """What the memory says to a question with this key.
 
         Raises:

@@ -22,7 +22,7 @@ _LEAST = 20
 
 
 @dataclass(frozen=True)
-class Learnt:
+class LearntBasis:
     """A basis, and how it does on what was left out.
 
     Attributes:
@@ -49,7 +49,7 @@ def learn(
     rank: int,
     reading: ReadSettings,
     seed: int = 0,
-) -> Learnt:
+) -> LearntBasis:
     """Fit a basis of keys and choose its gate.
 
     Args:
@@ -94,7 +94,7 @@ def learn(
     basis = MemoryBasis(
         small.fingerprint, large.fingerprint, tuple(layers), *whole, reading=settings
     )
-    return Learnt(
+    return LearntBasis(
         basis,
         float(found.mean()),
         float((found & opens).mean()),

@@ -23,8 +23,8 @@ from projector.memory.base import (
     FactId,
     Key,
     Memory,
-    Reading,
     Recalled,
+    Remembered,
     Replaced,
     State,
     Written,
@@ -93,11 +93,11 @@ class Slots(Memory):
         contradicts = before is not None and before.value != fact.value
         return Written(True, other, contradicts, tuple(evicted))
 
-    def read(self, key: Key) -> Reading:
+    def read(self, key: Key) -> Remembered:
         """The values of the nearest facts, each with its softmax weight."""
         near, similarity = self._near(key)
         if near is None or similarity < self.basis.reading.threshold:
-            return Reading(False, similarity)
+            return Remembered(False, similarity)
         raised = np.exp(self.basis.reading.sharpness * (near - similarity))
         weights: dict[FactId, float] = {}
         nearest: dict[FactId, float] = {}
@@ -109,7 +109,7 @@ class Slots(Memory):
             for owner, weight in sorted(weights.items(), key=lambda one: -one[1])
             if weight >= _LEAST_WEIGHT
         ]
-        return Reading(True, similarity, tuple(told))
+        return Remembered(True, similarity, tuple(told))
 
     def gate(self, key: Key) -> float:
         """The largest cosine with a key that is held; -1 if there is none."""
