@@ -292,7 +292,7 @@ reference: $(READY) ## Train the reference models and the bundle again, from scr
 dist: $(READY) ## Wheels, source archives, bills of materials, licences and release notes, in dist/
 	@$(BIN)/python .ci/dist.py
 
-CONTAINERS := buildah iptables mmdebstrap podman qemu-user-static runc
+CONTAINERS := arch-test binfmt-support buildah iptables mmdebstrap podman qemu-user-static runc
 
 containers: ## Images without a daemon (without these no image is built)
 	@command -v buildah >/dev/null && command -v podman >/dev/null && command -v runc >/dev/null && command -v mmdebstrap >/dev/null || \
