@@ -129,7 +129,7 @@ systemd: ## systemd-analyze (without it the units of deploy/jetson are not check
 EMULATOR := qemu-user-static mmdebstrap
 
 emulator: ## An emulated aarch64 (without it the agent is not run on a Jetson's processor)
-	@command -v qemu-aarch64-static >/dev/null && command -v mmdebstrap >/dev/null || \
+	@command -v qemu-aarch64-static >/dev/null && command -v mmdebstrap >/dev/null && command -v arch-test >/dev/null || \
 		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 		echo "emulator: apt-get install $(EMULATOR)" && apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(EMULATOR); } || \
@@ -295,7 +295,7 @@ dist: $(READY) ## Wheels, source archives, bills of materials, licences and rele
 CONTAINERS := arch-test binfmt-support buildah iptables mmdebstrap podman qemu-user-static runc
 
 containers: ## Images without a daemon (without these no image is built)
-	@command -v buildah >/dev/null && command -v podman >/dev/null && command -v runc >/dev/null && command -v mmdebstrap >/dev/null || \
+	@command -v buildah >/dev/null && command -v podman >/dev/null && command -v runc >/dev/null && command -v mmdebstrap >/dev/null && command -v arch-test >/dev/null || \
 		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 		echo "containers: apt-get install $(CONTAINERS)" && apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(CONTAINERS); } || \
