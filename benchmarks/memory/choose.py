@@ -12,7 +12,6 @@ import numpy as np
 from benchmarks.memory import phrases
 from benchmarks.memory.phrases import RELATIONS, RELATIVES
 from benchmarks.memory.setting import Choice, RealPair
-from projector.memory.base import unit
 from projector.memory.basis import ReadSettings
 
 LAYERS = (
@@ -49,15 +48,14 @@ def choose(pair: RealPair, quick: bool) -> dict[str, Any]:
         for rank in RANKS[-1:] if quick else RANKS:
             choice = Choice(layers, rank, ReadSettings())
             basis = pair.basis(99, choice, choosing=True)
-            held = [
-                unit(pair.keys(basis, texts))
-                for texts in ([f.statement for f in facts], [f.question for f in facts])
-            ]
-            near_keys, keys = unit(pair.keys(basis, near)), unit(pair.keys(basis, asked))
-            store = np.concatenate(held)
-            similar = keys @ store.T
+            told = [f.statement for f in facts] + [f.question for f in facts]
+            store, near_keys, keys = (
+                basis.unit(pair.keys(basis, texts)) for texts in (told, near, asked)
+            )
+            similar = basis.similarity(keys, store)
             right = similar.argmax(axis=1) % FACTS == np.arange(FACTS)
-            opens, shut = similar.max(axis=1), (near_keys @ store.T).max(axis=1)
+            opens = similar.max(axis=1)
+            shut = basis.similarity(near_keys, store).max(axis=1)
             threshold = float(np.quantile(shut, 1 - _SHUT))
             rows.append(
                 {

@@ -18,7 +18,7 @@ from projector.models.frozen import padded
 from projector.models.lm import LM
 
 _BATCH = 48
-_EVERY_S = 10.0
+_EVERY_S, _SAVED_S = 10.0, 120.0
 
 
 class Kept:
@@ -45,7 +45,7 @@ class Kept:
         return np.stack([self._rows[_name(text)] for text in texts]).astype(np.float32)
 
     def _add(self, texts: Sequence[str]) -> None:
-        began = told = time.monotonic()
+        began = told = saved = time.monotonic()
         for at in range(0, len(texts), _BATCH):
             part = texts[at : at + _BATCH]
             for text, row in zip(part, self._make(part), strict=True):
@@ -55,6 +55,12 @@ class Kept:
                 told, done = now, at + len(part)
                 left = (now - began) / done * (len(texts) - done)
                 print(f"memory: {self._what}: {done}/{len(texts)}, {left:.0f} s to go", flush=True)
+            if now - saved > _SAVED_S:
+                saved = now
+                self._save()
+        self._save()
+
+    def _save(self) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         part_file = self._file.with_suffix(".part.npz")
         np.savez(part_file, names=list(self._rows), rows=np.stack(list(self._rows.values())))

@@ -19,7 +19,7 @@ from projector.codec.arrays import Floats
 from projector.memory import Fact, Memory, MemoryBasis, Remembered, make
 from projector.memory.base import STATE_BYTES
 from projector.memory.basis import ReadSettings
-from projector.memory.fit import discriminants
+from projector.memory.fit import key_parts
 from projector.models.lm import LM
 from protos.errors import ModelError
 
@@ -101,14 +101,14 @@ class RealPair:
         """
         known = (seed, choice, choosing)
         if known not in self._bases:
-            texts, classes = lesson(seed, choosing)
+            texts, about, asks = lesson(seed, choosing)
             rows = self.features(texts, choice.layers)
             self._bases[known] = MemoryBasis(
                 self.small.layout.fingerprint,
                 self.large.layout.fingerprint,
                 choice.layers,
-                *discriminants(rows, classes, choice.rank),
-                reading=choice.reading,
+                *key_parts(rows, about, asks, choice.rank),
+                choice.reading,
             )
         return self._bases[known]
 
@@ -167,14 +167,14 @@ class RealPair:
         return [token == reader.ids(value)[0] for token, value in zip(made, values, strict=True)]
 
 
-def lesson(seed: int, choosing: bool) -> tuple[list[str], list[int]]:
-    """What a basis is fitted on: texts, and the class of each; near misses are classes too."""
+def lesson(seed: int, choosing: bool) -> tuple[list[str], list[str], list[str]]:
+    """What a basis is fitted on: texts, whom each is about, and what it asks."""
     rng = Random(seed)
     texts: list[str] = []
-    classes: list[int] = []
-    count = 0
+    about: list[str] = []
+    asks: list[str] = []
     for name in rng.sample(phrases.names("fit"), FIT_NAMES):
-        for relation in RELATIONS.values():
+        for kind, relation in RELATIONS.items():
             seen = relation.seen[:-1] if choosing else relation.seen
             wordings = (relation.statement, relation.question, *seen)
             whom = [(name, wordings)]
@@ -183,6 +183,6 @@ def lesson(seed: int, choosing: bool) -> tuple[list[str], list[int]]:
                 whom.append((near, (relation.statement, relation.question, seen[0])))
             for who, forms in whom:
                 texts += [form.format(n=who) for form in forms]
-                classes += [count] * len(forms)
-                count += 1
-    return texts, classes
+                about += [who] * len(forms)
+                asks += [kind] * len(forms)
+    return texts, about, asks

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from projector.commands.arguments import add_pair_command, add_text_tokens, whole
 from projector.commands.models import open_pair
@@ -38,8 +43,8 @@ def register(commands: Any) -> None:
         "phrasings",
         type=Path,
         metavar="PHRASINGS",
-        help="a file with a JSON list of texts on each line: a statement and questions that are "
-        "about the same thing; three or more texts on a line, 20 lines or more",
+        help="a file with a JSON object on each line: `about`, `asks` and `texts`, a statement and "
+        "questions that are about the same one and ask the same; three or more texts on a line",
     )
     parser.add_argument(
         "--out",
@@ -59,7 +64,7 @@ def register(commands: Any) -> None:
         "--rank",
         type=whole,
         default=128,
-        help="entries of a key, a byte each; default: %(default)s",
+        help="most entries of a key, a byte each; default: %(default)s",
     )
     parser.add_argument(
         "--gain",
@@ -75,8 +80,17 @@ def _layers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def read_phrasings(path: Path) -> list[list[str]]:
-    """The phrasings of each thing.
+@dataclass(frozen=True)
+class Phrasings:
+    """Texts that are about the same one and ask the same."""
+
+    about: str
+    asks: str
+    texts: tuple[str, ...]
+
+
+def read_phrasings(path: Path) -> list[Phrasings]:
+    """The lines of a file of phrasings.
 
     Raises:
         CorpusError: not such a file; the line is named.
@@ -88,18 +102,15 @@ def read_phrasings(path: Path) -> list[list[str]]:
         raise CorpusError(f"{path}: {error.strerror or error}") from error
     if len(raw) > MOST_BYTES:
         raise CorpusError(f"{path}: more than {MOST_BYTES >> 20} MiB of phrasings")
-    things: list[list[str]] = []
+    things: list[Phrasings] = []
     for number, line in enumerate(raw.splitlines(), 1):
         if not line.strip():
             continue
         try:
-            texts = read_json(line, _LINE_BYTES, f"{path}, line {number}")
+            row = read_json(line, _LINE_BYTES, f"{path}, line {number}")
         except FrameMalformedError as error:
             raise CorpusError(error.message) from error
-        good = isinstance(texts, list) and all(isinstance(t, str) and t.strip() for t in texts)
-        if not good or len(texts) < 3:
-            raise CorpusError(f"{path}, line {number}: expected a JSON list of three or more texts")
-        things.append(texts)
+        things.append(_phrasings(row, f"{path}, line {number}"))
     return things
 
 
@@ -122,8 +133,19 @@ def _memory(args: argparse.Namespace) -> int:
     layers = args.layers or tuple(sorted({count // 6, count // 3, count // 2}))
     if min(layers) < 0 or max(layers) >= count or len(set(layers)) != len(layers):
         raise ConfigError(f"--layers: the small model has the layers 0 to {count - 1}")
-    rows, labels = _features(source, things, layers)
-    learnt = learn(rows, labels, layers, source.layout, target.layout, args.rank, reading)
+    rows = _features(source, things, layers)
+    about, asks = _numbers([one.about for one in things]), _numbers([one.asks for one in things])
+    sizes = [len(one.texts) for one in things]
+    learnt = learn(
+        rows,
+        np.repeat(about, sizes).tolist(),
+        np.repeat(asks, sizes).tolist(),
+        layers,
+        source.layout,
+        target.layout,
+        args.rank,
+        reading,
+    )
     made = write_next(
         bundle,
         out,
@@ -135,7 +157,8 @@ def _memory(args: argparse.Namespace) -> int:
     size, _ = made.files["memory.safetensors"]
     print(
         f"wrote bundle {printable(made.id)} version {made.version} to {out}: a basis of memories, "
-        f"{size:,} bytes, keys of {args.rank} bytes, gate at {learnt.basis.reading.threshold:.2f}"
+        f"{size:,} bytes, keys of {learnt.basis.rank} bytes, gate at "
+        f"{learnt.basis.reading.threshold:.2f}"
     )
     print(
         f"of {learnt.told} things told and asked for in words left out of the fit "
@@ -148,24 +171,35 @@ def _memory(args: argparse.Namespace) -> int:
 
 
 def _features(
-    source: FrozenModel, things: list[list[str]], layers: tuple[int, ...]
-) -> tuple[Any, list[int]]:
-    """Features of every phrasing, and which thing it is about."""
-    import numpy as np
-
+    source: FrozenModel, things: Sequence[Phrasings], layers: tuple[int, ...]
+) -> npt.NDArray[np.float32]:
+    """Features of every text, in their order, [n, F]."""
     from projector.memory.basis import text_features
 
-    total, done = sum(map(len, things)), 0
+    texts = [text for one in things for text in one.texts]
     began = told = time.monotonic()
-    rows, labels = [], []
-    for number, texts in enumerate(things):
-        for text in texts:
-            rows.append(text_features(source.text_state(text), layers))
-            labels.append(number)
-            done += 1
-            now = time.monotonic()
-            if now - told > _EVERY_S:
-                told = now
-                left = (now - began) / done * (total - done)
-                print(f"memory: {done} of {total} texts read, {left:.0f} s to go", flush=True)
-    return np.stack(rows), labels
+    rows = []
+    for done, text in enumerate(texts, 1):
+        rows.append(text_features(source.text_state(text), layers))
+        now = time.monotonic()
+        if now - told > _EVERY_S:
+            told, left = now, (now - began) / done * (len(texts) - done)
+            print(f"memory: {done} of {len(texts)} texts read, {left:.0f} s to go", flush=True)
+    return np.stack(rows)
+
+
+def _numbers(names: Sequence[str]) -> list[int]:
+    """A number for each different name."""
+    known = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return [known[name] for name in names]
+
+
+def _phrasings(row: Any, where: str) -> Phrasings:
+    if isinstance(row, dict) and set(row) == {"about", "asks", "texts"}:
+        texts = row["texts"]
+        names = (row["about"], row["asks"], *texts) if isinstance(texts, list) else ()
+        if len(names) >= 5 and all(isinstance(one, str) and one.strip() for one in names):
+            return Phrasings(row["about"], row["asks"], tuple(texts))
+    raise CorpusError(
+        f"{where}: expected an object with `about`, `asks` and `texts`, three or more of them"
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
@@ -56,12 +56,13 @@ class Fact:
     when: int
     id: bytes = field(default_factory=new_id)
 
-    def check(self, rank: int) -> None:
-        """Require usable keys of a memory's rank, a value, an id and a time.
+    def check(self, basis: MemoryBasis) -> None:
+        """Require usable keys of a memory's basis, a value, an id and a time.
 
         Raises:
             FactError: which of them is not usable, and what was expected.
         """
+        rank = basis.rank
         if self.keys.dtype != np.int8 or self.keys.ndim != 2 or self.keys.shape[1] != rank:
             raise FactError(
                 f"the fact's keys are {self.keys.dtype} {list(self.keys.shape)}; this memory takes "
@@ -69,7 +70,7 @@ class Fact:
             )
         if not 1 <= len(self.keys) <= LINKS:
             raise FactError(f"the fact has {len(self.keys)} keys, 1 to {LINKS} can be linked")
-        if not self.keys.any(axis=1).all():
+        if not basis.usable(self.keys):
             raise FactError("a key of the fact is zero everywhere: its text says nothing")
         size = len(self.value.encode())
         if not self.value.strip():
@@ -236,23 +237,16 @@ def make(name: str, basis: MemoryBasis, limit_bytes: int = STATE_BYTES) -> Memor
     return cls(basis, limit_bytes)
 
 
-def check_key(key: Key, rank: int) -> None:
-    """Require a key of this rank that points somewhere.
+def check_key(key: Key, basis: MemoryBasis) -> None:
+    """Require a key of this basis that points somewhere.
 
     Raises:
         FactError: it does not.
     """
-    if key.dtype != np.int8 or key.shape != (rank,):
+    if key.dtype != np.int8 or key.shape != (basis.rank,):
         raise FactError(
-            f"the key is {key.dtype} {list(key.shape)}; this memory reads int8 [{rank}]: compute "
-            "it with the basis of this memory's bundle"
+            f"the key is {key.dtype} {list(key.shape)}; this memory reads int8 [{basis.rank}]: "
+            "compute it with the basis of this memory's bundle"
         )
-    if not key.any():
+    if not basis.usable(key[None]):
         raise FactError("the key is zero everywhere: its text says nothing")
-
-
-def unit(keys: Sequence[Key] | npt.NDArray[np.int8]) -> Floats:
-    """Keys, int8 [n, r], as float32 rows of length 1."""
-    rows = np.asarray(keys, np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows

@@ -36,6 +36,7 @@ MAX_BYTES = 16 << 20
 _METADATA = "neural_bridge_memory"
 _ARRAYS = ("mean", "scale", "projection")
 _TEXT_BYTES = 1 << 16
+_MOST_PARTS = 4
 
 
 def text_features(state: KVState, layers: Sequence[int]) -> Floats:
@@ -98,6 +99,8 @@ class MemoryBasis:
         mean: Of the features, float32 [F].
         scale: Their deviations, above 0, float32 [F].
         projection: From features to keys, float32 [F, r].
+        parts: Entries of a key that belong together, such as whom a text is about and what it asks;
+            they add up to r. Two keys are as similar as their least similar parts.
         reading: Gate, softmax, gain.
     """
 
@@ -107,6 +110,7 @@ class MemoryBasis:
     mean: Floats
     scale: Floats
     projection: Floats
+    parts: tuple[int, ...]
     reading: ReadSettings = ReadSettings()
 
     @property
@@ -163,11 +167,43 @@ class MemoryBasis:
                 "it was made for another small model"
             )
         turned = (features.astype(np.float32) - self.mean) / self.scale @ self.projection
-        largest = np.abs(turned).max(axis=-1, keepdims=True)
-        if not np.isfinite(largest).all() or not (largest > 0).all():
-            raise FactError("the small model's state of this text is not usable as a key")
-        made: npt.NDArray[np.int8] = np.rint(turned * (127 / largest)).astype(np.int8)
+        made = np.empty(turned.shape, np.int8)
+        for part in self.slices:
+            largest = np.abs(turned[..., part]).max(axis=-1, keepdims=True)
+            if not np.isfinite(largest).all() or not (largest > 0).all():
+                raise FactError("the small model's state of this text is not usable as a key")
+            made[..., part] = np.rint(turned[..., part] * (127 / largest))
         return made
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Where each part of a key is."""
+        ends = np.cumsum(self.parts).tolist()
+        return tuple(slice(end - size, end) for size, end in zip(self.parts, ends, strict=True))
+
+    def unit(self, keys: npt.NDArray[np.int8]) -> Floats:
+        """Keys, int8 [n, r], as float32 rows whose parts have length 1."""
+        rows = np.asarray(keys, np.float32)
+        for part in self.slices:
+            rows[:, part] /= np.linalg.norm(rows[:, part], axis=1, keepdims=True)
+        return rows
+
+    def similarity(self, rows: Floats, others: Floats) -> Floats:
+        """How similar keys are, -1 to 1: the least cosine of their parts, [n, m].
+
+        Args:
+            rows: from `unit`, [n, r].
+            others: from `unit`, [m, r].
+        """
+        first, *rest = self.slices
+        made: Floats = rows[:, first] @ others[:, first].T
+        for part in rest:
+            np.minimum(made, rows[:, part] @ others[:, part].T, out=made)
+        return made
+
+    def usable(self, keys: npt.NDArray[np.int8]) -> bool:
+        """Whether every part of every key, [n, r], points somewhere."""
+        return all(bool(keys[:, part].any(axis=1).all()) for part in self.slices)
 
     @property
     def digest(self) -> bytes:
@@ -181,6 +217,7 @@ class MemoryBasis:
             "source_fingerprint": self.source_fingerprint,
             "target_fingerprint": self.target_fingerprint,
             "layers": list(self.layers),
+            "parts": list(self.parts),
             "reading": asdict(self.reading),
         }
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
@@ -211,7 +248,7 @@ class MemoryBasis:
 
     @classmethod
     def _of(cls, what: str, plain: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> MemoryBasis:
-        names = {"format", "source_fingerprint", "target_fingerprint", "layers", "reading"}
+        names = {"format", "source_fingerprint", "target_fingerprint", "layers", "parts", "reading"}
         if not isinstance(plain, dict) or set(plain) != names or set(arrays) != set(_ARRAYS):
             raise BundleFormatError(f"{what}: it must hold exactly {', '.join(sorted(names))}")
         if plain["format"] != FORMAT:
@@ -233,12 +270,20 @@ class MemoryBasis:
         if projection.ndim != 2 or not all(projection.shape) or projection.shape[1] > 1024:
             raise BundleFormatError(f"{what}: projection is {list(projection.shape)}")
         wanted = {"mean": projection.shape[:1], "scale": projection.shape[:1]}
+        parts = plain["parts"]
+        good = isinstance(parts, list) and all(type(n) is int and n > 0 for n in parts)
+        if not good or not 1 <= len(parts) <= _MOST_PARTS or sum(parts) != projection.shape[1]:
+            raise BundleFormatError(
+                f"{what}: its parts are {parts!r}, expected numbers that add up to "
+                f"{projection.shape[1]}"
+            )
         check_arrays(what, arrays, {**wanted, "projection": projection.shape}, positive=("scale",))
         return cls(
             plain["source_fingerprint"],
             plain["target_fingerprint"],
             tuple(layers),
             **{name: arrays[name] for name in _ARRAYS},
+            parts=tuple(parts),
             reading=reading,
         )
 

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from projector.codec.arrays import Floats
-from projector.memory.base import unit
 from projector.memory.basis import MemoryBasis, ReadSettings
-from projector.memory.fit import discriminants
+from projector.memory.fit import key_parts
 from protos.errors import FitError
 from protos.layout import KVLayout
 
 APART = 0.2
-"""Share of the things that are not fitted on: half of these are told, half are asked for untold."""
+"""Share of those spoken about that the trial fit leaves out: half of their facts are told."""
 OPENED = 0.05
 """Share of questions about untold things that may open the gate."""
 _LEAST = 20
@@ -42,7 +42,8 @@ class LearntBasis:
 
 def learn(
     features: Floats,
-    things: Sequence[int],
+    about: Sequence[int],
+    asks: Sequence[int],
     layers: Sequence[int],
     small: KVLayout,
     large: KVLayout,
@@ -54,48 +55,59 @@ def learn(
 
     Args:
         features: of every phrasing, from `text_features`, [n, F].
-        things: which thing each phrasing is about, [n]; two phrasings or more of each.
+        about: whom or what each phrasing is about, [n].
+        asks: what it asks or states of it, [n].
         layers: the layers that the features are of.
         small: the small model's layout.
         large: the large model's.
-        rank: entries of a key.
+        rank: entries of a key, at most.
         reading: gain and softmax; its threshold is replaced by the one chosen.
         seed: of what is left out.
 
     Raises:
-        FitError: too few things, or phrasings, for this rank.
+        FitError: too few things, or phrasings.
     """
-    labels = np.asarray(things)
-    names = np.unique(labels)
+    whom, asked = np.asarray(about), np.asarray(asks)
+    _, labels = np.unique(np.stack([whom, asked], axis=1), axis=0, return_inverse=True)
+    names = np.unique(whom)
     if len(names) < _LEAST:
-        raise FitError(f"phrasings about {len(names)} things are too few: give {_LEAST} or more")
-    apart = np.random.default_rng(seed).permutation(names)[: max(4, int(APART * len(names)))]
-    kept = ~np.isin(labels, apart)
-    trial = MemoryBasis(
-        small.fingerprint,
-        large.fingerprint,
-        tuple(layers),
-        *discriminants(features[kept], labels[kept].tolist(), rank),
-        reading=reading,
-    )
-    keys = unit(trial.key(features))
+        raise FitError(f"phrasings about {len(names)} are too few: give {_LEAST} or more")
+    # everything about some is left out
+    out = np.random.default_rng(seed).permutation(names)[: max(4, int(APART * len(names)))]
+    kept = ~np.isin(whom, out)
+    apart = np.unique(labels[~kept])
+
+    def fitted(chosen: npt.NDArray[np.bool_], settings: ReadSettings) -> MemoryBasis:
+        rows = (features[chosen], whom[chosen].tolist(), asked[chosen].tolist())
+        mean, scale, projection, parts = key_parts(*rows, rank)
+        return MemoryBasis(
+            small.fingerprint,
+            large.fingerprint,
+            tuple(layers),
+            mean,
+            scale,
+            projection,
+            parts,
+            settings,
+        )
+
+    trial = fitted(kept, reading)
+    keys = trial.unit(trial.key(features))
+    apart = np.random.default_rng(seed).permutation(apart)
     told, untold = apart[: len(apart) // 2], apart[len(apart) // 2 :]
     rows = {int(name): np.flatnonzero(labels == name) for name in apart}
     # of a told thing the last phrasing asks, the others are stored
     store = np.concatenate([rows[int(name)][:-1] for name in told])
     asking = np.array([rows[int(name)][-1] for name in told])
     others = np.concatenate([rows[int(name)] for name in untold])
-    similar, strange = keys[asking] @ keys[store].T, (keys[others] @ keys[store].T).max(axis=1)
+    similar = trial.similarity(keys[asking], keys[store])
+    strange = trial.similarity(keys[others], keys[store]).max(axis=1)
     found = labels[store][similar.argmax(axis=1)] == labels[asking]
     threshold = float(np.clip(np.quantile(strange, 1 - OPENED), 0.05, 0.99))
     opens = similar.max(axis=1) >= threshold
-    whole = discriminants(features, labels.tolist(), rank)
     settings = ReadSettings(threshold, reading.sharpness, reading.gain, reading.same)
-    basis = MemoryBasis(
-        small.fingerprint, large.fingerprint, tuple(layers), *whole, reading=settings
-    )
     return LearntBasis(
-        basis,
+        fitted(np.ones(len(whom), dtype=np.bool_), settings),
         float(found.mean()),
         float((found & opens).mean()),
         float((strange >= threshold).mean()),

@@ -30,7 +30,6 @@ from projector.memory.base import (
     Written,
     check_key,
     member,
-    unit,
 )
 from projector.memory.basis import MemoryBasis
 from protos.errors import ConfigError, FactError, MemoryCorruptError, MemoryForeignError
@@ -73,7 +72,7 @@ class Slots(Memory):
 
     def write(self, fact: Fact) -> Written:
         """Take a fact; it replaces the nearest one if that is about the same thing."""
-        fact.check(self.basis.rank)
+        fact.check(self.basis)
         held = self._facts.get(fact.id)
         if held is not None and _same(held, fact):
             return Written(False, cause="known")
@@ -172,7 +171,7 @@ class Slots(Memory):
                 keys = np.frombuffer(body, np.int8, links * rank, at).reshape(links, rank)
                 at += links * rank
                 facts[fact_id] = Fact(keys.copy(), value, when, fact_id)
-                facts[fact_id].check(rank)
+                facts[fact_id].check(self.basis)
         except (struct.error, ValueError, FactError) as error:
             raise MemoryCorruptError(f"the memory's state cannot be read: {error}") from error
         if at != len(body) or len(facts) != count:
@@ -185,11 +184,11 @@ class Slots(Memory):
 
     def _near(self, key: Key) -> tuple[Floats | None, float]:
         """Cosines with every key that is held, and the largest; None and -1 if there is none."""
-        check_key(key, self.basis.rank)
+        check_key(key, self.basis)
         rows = self._keys()
         if not len(rows):
             return None, -1.0
-        near: Floats = rows @ unit([key])[0]
+        near = self.basis.similarity(rows, self.basis.unit(key[None]))[:, 0]
         return near, float(near.max())
 
     def _keys(self) -> Floats:
@@ -197,7 +196,8 @@ class Slots(Memory):
             self._owners = [one.id for one in self._facts.values() for _ in one.keys]
             held = [one.keys for one in self._facts.values()]
             rank = self.basis.rank
-            self._rows = unit(np.concatenate(held)) if held else np.zeros((0, rank), np.float32)
+            empty = np.zeros((0, rank), np.float32)
+            self._rows = self.basis.unit(np.concatenate(held)) if held else empty
         return self._rows
 
     def _about_the_same(self, fact: Fact) -> Replaced | None:
@@ -205,7 +205,7 @@ class Slots(Memory):
         rows = self._keys()
         if not len(rows):
             return None
-        near = (rows @ unit(fact.keys).T).max(axis=1)
+        near = self.basis.similarity(rows, self.basis.unit(fact.keys)).max(axis=1)
         at = int(near.argmax())
         if near[at] < self.basis.reading.same:
             return None

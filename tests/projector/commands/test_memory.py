@@ -18,11 +18,19 @@ COLOURS, THINGS = (
     ("red", "green", "blue"),
     ("car", "truck", "dog", "cat", "tree", "crate", "ladder"),
 )
-FORMS = ("the {} {} is", "where is the {} {} ?", "what is near the {} {} ?", "is a {} {} here ?")
+ASKS = {
+    "left": ("left of the {} {} is", "what is left of the {} {} ?", "the {} {} is right of what ?"),
+    "where": ("the {} {} is", "where is the {} {} ?", "is the {} {} near or far ?"),
+}
 
 
-def lines() -> list[list[str]]:
-    return [[f.format(c, t) for f in FORMS] for c in COLOURS for t in THINGS]
+def lines() -> list[dict[str, Any]]:
+    return [
+        {"about": f"{c} {t}", "asks": kind, "texts": [form.format(c, t) for form in forms]}
+        for c in COLOURS
+        for t in THINGS
+        for kind, forms in ASKS.items()
+    ]
 
 
 def phrasings(folder: Path, rows: list[Any]) -> Path:
@@ -42,6 +50,7 @@ def test_a_bundle_gets_a_basis_that_makes_the_keys_of_the_models_that_run(
     basis = Bundle.load(bundle, source.layout, target.layout).memory
     assert basis is not None
     assert (basis.rank, basis.layers, basis.reading.gain) == (8, (0, 1), 0.3)
+    assert basis.parts == (7, 1)
     assert f"gate at {basis.reading.threshold:.2f}" in out and "are found" in out
     key = basis.key(text_features(source.text_state("where is the red car ?"), basis.layers))
     assert key.shape == (8,) and np.abs(key).max() == 127
@@ -52,10 +61,12 @@ def test_a_bundle_gets_a_basis_that_makes_the_keys_of_the_models_that_run(
 @pytest.mark.parametrize(
     ("rows", "error", "said"),
     [
-        ([["one text"]] * 30, CorpusError, "line 1: expected a JSON list of three or more texts"),
-        ([*lines(), {"a": 1}], CorpusError, "line 22"),
-        (lines()[:5], FitError, "5 things are too few"),
-        ([["a", "b", " "]] * 30, CorpusError, "line 1"),
+        ([["one text"]] * 30, CorpusError, "line 1: expected an object with `about`, `asks`"),
+        ([*lines(), {"a": 1}], CorpusError, "line 43"),
+        (lines()[:10], FitError, "phrasings about 5 are too few"),
+        ([lines()[0] | {"texts": ["a", "b"]}], CorpusError, "line 1"),
+        ([lines()[0] | {"texts": ["a", "b", " "]}], CorpusError, "line 1"),
+        ([lines()[0] | {"about": ""}], CorpusError, "line 1"),
     ],
 )
 def test_phrasings_that_cannot_be_fitted_are_refused_and_the_bundle_stays(
@@ -78,7 +89,7 @@ def test_phrasings_that_cannot_be_fitted_are_refused_and_the_bundle_stays(
     [
         (("--layers", "0,99"), ConfigError, "the small model has the layers 0 to"),
         (("--gain", "nan"), ConfigError, "--gain"),
-        (("--rank", "999"), FitError, "rank 999"),
+        (("--rank", "1"), FitError, "rank 1"),
     ],
 )
 def test_impossible_settings_are_named(

@@ -19,6 +19,7 @@ def basis(seed: int = 0, rank: int = RANK) -> MemoryBasis:
         mean=rng.normal(size=FEATURES).astype(np.float32),
         scale=rng.uniform(0.5, 2, FEATURES).astype(np.float32),
         projection=rng.normal(size=(FEATURES, rank)).astype(np.float32),
+        parts=(rank - 8, 8),
     )
 
 

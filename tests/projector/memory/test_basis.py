@@ -18,9 +18,12 @@ def test_a_key_is_the_projected_direction_within_its_rounding() -> None:
     features = np.random.default_rng(1).normal(size=(7, FEATURES)).astype(np.float32)
     keys = made.key(features)
     exact = (features - made.mean) / made.scale @ made.projection
-    cosine = (keys * exact).sum(axis=1)
-    cosine /= np.linalg.norm(keys.astype(float), axis=1) * np.linalg.norm(exact, axis=1)
-    assert keys.shape == (7, RANK) and cosine.min() > 0.9999
+    assert keys.shape == (7, RANK)
+    for part in made.slices:
+        mine, theirs = keys[:, part].astype(float), exact[:, part]
+        cosine = (mine * theirs).sum(axis=1)
+        cosine /= np.linalg.norm(mine, axis=1) * np.linalg.norm(theirs, axis=1)
+        assert cosine.min() > 0.9999
     assert (made.key(features[3]) == keys[3]).all()
 
 
@@ -50,6 +53,9 @@ def test_a_basis_is_read_back_to_the_byte() -> None:
         {"projection": np.zeros((FEATURES, 0), np.float32)},
         {"projection": np.full((FEATURES, RANK), np.inf, np.float32)},
         {"mean": np.zeros(FEATURES)},
+        {"parts": ()},
+        {"parts": (RANK, 1)},
+        {"parts": (RANK + 1, -1)},
     ],
 )
 def test_a_basis_that_does_not_fit_itself_is_refused(change: dict[str, object]) -> None:
@@ -63,3 +69,11 @@ def test_no_cut_basis_is_accepted() -> None:
     for at in range(0, len(blob), 7):
         with pytest.raises(BundleFormatError):
             MemoryBasis.from_bytes(blob[:at])
+
+
+def test_two_keys_are_as_similar_as_their_least_similar_part() -> None:
+    made = basis()
+    rows = made.unit(np.random.default_rng(3).integers(-127, 128, (5, RANK)).astype(np.int8))
+    cosines = [rows[:, part] @ rows[:, part].T for part in made.slices]
+    np.testing.assert_allclose(made.similarity(rows, rows), np.minimum(*cosines), atol=1e-6)
+    np.testing.assert_allclose(np.diag(made.similarity(rows, rows)), 1, atol=1e-6)
