@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy prometheus systemd emulator network machine examples example-node check bench bench-serve bench-edge bench-observe test-faults test-alerts test-edge bench-projectors bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse bench-memory reference dist containers test-deploy clean browser test-page screenshots page-libraries
+.PHONY: help setup demo test test-slow node postgresql gstreamer haproxy prometheus systemd emulator network machine examples example-node check bench bench-serve bench-edge bench-observe test-faults test-alerts test-edge bench-projectors bench-hub bench-heads bench-rate bench-guard bench-cascade bench-controller bench-codec bench-selectors fuzz soak real-pair bench-real bench-real-reverse bench-memory reference dist containers test-deploy clean browser test-page screenshots page-libraries
 
 help: ## This list
 	@echo "Neural Bridge. Targets:"
@@ -226,6 +226,10 @@ bench: $(READY) ## The demo's measurements over the full test split, and the pic
 bench-projectors: $(READY) ## Every family of maps on every edge model, with controls and shift (1 to 2 hours on two cores; resumes)
 	@echo "bench-projectors: test and shifted split, report in build/bench/projectors.json and .html"
 	@$(BIN)/python -m benchmarks.projectors
+
+bench-hub: $(READY) ## Edge models that join a hub with few pictures, beside bundles of their own (40 minutes on two cores; resumes)
+	@echo "bench-hub: test and shifted split, report in build/bench/hub.json and .html"
+	@$(BIN)/python -m benchmarks.hub
 
 bench-rate: $(READY) ## Accuracy against bytes: every operating point, picture codecs and other rivals (1 to 2 hours on two cores; resumes)
 	@echo "bench-rate: test split, table and plot in build/bench/rate.json and rate.html; resumes"

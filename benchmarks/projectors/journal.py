@@ -27,6 +27,10 @@ class Journal:
             entry = json.loads(line)
             self.found[entry["key"]] = entry
 
+    def has(self, key: Sequence[Any]) -> bool:
+        """Whether the figure of that key is there."""
+        return json.dumps(key) in self.found
+
     def get(self, key: Sequence[Any], make: Callable[[], Any]) -> Any:
         """The figure of that key, measured if it is not there."""
         name = json.dumps(key)

@@ -33,7 +33,11 @@ _PRIOR_PICTURES = 32
 
 
 def encoder_for(
-    space: LatentSpace, source: KVLayout, half: FittedHalf, x: npt.NDArray[np.floating]
+    space: LatentSpace,
+    source: KVLayout,
+    half: FittedHalf,
+    x: npt.NDArray[np.floating],
+    weights: Floats | None = None,
 ) -> Encoder:
     """An edge half with the hub's points, and its own statistics.
 
@@ -42,6 +46,7 @@ def encoder_for(
         source: the small model's layout.
         half: what was fitted.
         x: states on the hub's grid, `[n, N, d_s]`.
+        weights: from the small model's grid to the hub's, `[N, N_source]`; bilinear by default.
     """
     own, n = half.project(x).mean(axis=0), len(x)
     centre = (n * own + _PRIOR_PICTURES * space.centre) / (n + _PRIOR_PICTURES)
@@ -59,7 +64,9 @@ def encoder_for(
         steps=finest,
         coarseness={},
     )
-    weights = grid_weights(source.grid, space.grid)
+    bilinear = grid_weights(source.grid, space.grid)
+    if weights is None and bilinear is not None:
+        weights = bilinear.numpy()
     fp8 = {"fp8": made.steps["fp8"]} if "fp8" in space.steps else {}
     few = n < OWN_TABLES
     return replace(
@@ -67,7 +74,7 @@ def encoder_for(
         points=space.points,
         steps={**space.steps, **fp8, FINEST: finest},
         entropy=space.entropy,
-        regrid=None if weights is None else Regrid(weights.numpy(), space.grid),
+        regrid=None if weights is None else Regrid(weights, space.grid),
         latent_mean=space.latent_mean if few else made.latent_mean,
         latent_inv_cov=space.latent_inv_cov if few else made.latent_inv_cov,
     )

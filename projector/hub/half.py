@@ -78,15 +78,32 @@ def fit_half(
     wanted = latent_scale / z_stats.scale
     spread = np.clip(wanted / reached, LEAST_SPREAD, MOST_SPREAD)
     projection = fitted * spread * z_stats.scale
-    moved = np.linalg.lstsq(projection.T, z_stats.mean.astype(np.float64), rcond=None)[0]
     return FittedHalf(
-        x_mean=(x_stats.mean - moved * x_stats.scale).astype(np.float32),
+        x_mean=folded(x_stats.mean, x_stats.scale, projection, z_stats.mean),
         x_scale=x_stats.scale,
         projection=projection.astype(np.float32),
         weight=weight,
         explained=explained,
         spread=spread.astype(np.float32),
     )
+
+
+def folded(
+    mean: npt.NDArray[np.floating],
+    scale: npt.NDArray[np.floating],
+    projection: npt.NDArray[np.floating],
+    intercept: npt.NDArray[np.floating],
+) -> Floats:
+    """A mean `[d_s]` to subtract instead, so that no intercept is needed.
+
+    The least change of `mean` for which `(x - folded) / scale @ projection` equals
+    `(x - mean) / scale @ projection + intercept`; there is one if the projection has rank r.
+    """
+    moved = np.linalg.lstsq(
+        projection.T.astype(np.float64), intercept.astype(np.float64), rcond=None
+    )[0]
+    found: Floats = (mean - moved * scale).astype(np.float32)
+    return found
 
 
 def different(contents: tuple[str, ...]) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,18 +16,22 @@ import torch
 from projector.bundle.certificate import GOOD
 from projector.bundle.load import Bundle
 from projector.calibration.ladder import Judge, states_of
+from projector.codec.arrays import Floats
 from projector.codec.encoder import Encoder
 from projector.hub.coder import OWN_TABLES, encoder_for, rungs, usual, with_own_tables
 from projector.hub.half import FittedHalf, fit_half
 from projector.hub.hub import Hub
 from projector.hub.judge import judged, other_picture
 from projector.hub.make import latents_of, onto_grid
-from projector.hub.photos import Some, see
+from projector.hub.photos import Seen, Some, see
+from projector.hub.tune import TunedHalf, hub_map
 from projector.models.vlm import VLM
 from projector.serving import backends
 from projector.serving.backends import Backend
 from projector.training.corpus import Corpus
 from projector.training.fit import untrained
+from projector.training.settings import TrainSettings
+from projector.training.train import Trainer
 from protos.errors import BundleLayoutError
 
 States = npt.NDArray[np.floating]
@@ -121,18 +127,28 @@ class Work:
         space = self.hub.space
         return space.read(onto_grid(y, self.target.layout.grid, space.grid))
 
-    def on_grid(self, x: States) -> States:
-        """The small model's states on the hub's grid."""
+    def on_grid(self, x: States, weights: Floats | None = None) -> States:
+        """The small model's states on the hub's grid, by bilinear weights or others."""
+        if weights is not None:
+            moved: States = np.matmul(weights, x.astype(np.float32))
+            return moved
         return onto_grid(x, self.edge.layout.grid, self.hub.space.grid)
 
 
-def join(work: Work, per_picture: int = 6, within: float = 0.016) -> Joined:
-    """Fit, calibrate and judge an edge half in closed form.
+def join(
+    work: Work,
+    per_picture: int = 6,
+    within: float = 0.016,
+    tuning: TrainSettings | None = None,
+) -> Joined:
+    """Fit, calibrate and judge an edge half.
 
     Args:
         work: hub, models and pictures.
         per_picture: questions about each picture kept apart.
         within: accuracy that the default point may lose against the large model's own caches.
+        tuning: tune the closed form through the frozen hub and large model; its pictures need
+            questions, but no right answers.
 
     Raises:
         CorpusError: too few pictures, or states that are not finite.
@@ -146,19 +162,26 @@ def join(work: Work, per_picture: int = 6, within: float = 0.016) -> Joined:
     started = time.perf_counter()
     x = work.on_grid(seen.x)
     half = fit_half(x, z, space.latent_scale)
-    seconds = time.perf_counter() - started
     encoder = encoder_for(space, work.edge.layout, half, x)
+    closed, weights = half, None
+    times = {"fit_seconds": round(time.perf_counter() - started, 3)}
+    if tuning is not None:
+        started = time.perf_counter()
+        half, weights = _tuned(work, seen, half, encoder, x, tuning)
+        times["tune_seconds"] = round(time.perf_counter() - started, 3)
+        encoder = encoder_for(space, work.edge.layout, half, work.on_grid(seen.x, weights), weights)
     if len(x) >= OWN_TABLES:
         corpus = Corpus(seen.x, np.zeros((len(seen.x), 1, 1)), seen.attention)
         encoder = with_own_tables(encoder, states_of(work.edge, corpus))
     judge, backend, held = _judge(work, per_picture)
-    told = judged(judge, _arms(work, half, x, z, held))
+    mapped = half.project(work.on_grid(held, weights))
+    told = judged(judge, {"mapped": mapped, **_controls(work, mapped, x, z, held)})
     encoder, default, ladder = rungs(encoder, judge, told["accuracy"]["native"]["mean"], within)
     return Joined(
         encoder,
         default,
         ladder,
-        _certificate(work, half, told, encoder, default, seconds),
+        _certificate(work, closed, told, encoder, default, times),
         backend,
         told["verdict"] == GOOD,
     )
@@ -173,13 +196,33 @@ def _judge(work: Work, per_picture: int) -> tuple[Judge, Backend, States]:
     return judge, backend, mine.x
 
 
-def _arms(
-    work: Work, half: FittedHalf, x: States, z: States, held: States
+def _tuned(
+    work: Work,
+    seen: Seen,
+    half: FittedHalf,
+    encoder: Encoder,
+    x: States,
+    settings: TrainSettings,
+) -> tuple[FittedHalf, Floats | None]:
+    hub, target = work.hub, work.target
+    y = see(target, work.fitted, work.states, "the large model").x
+    sent = replace(work.edge.layout, grid=hub.space.grid)
+    module = TunedHalf(half, encoder, hub_map(hub.cloud.weights, sent, target.layout), x)
+    parts = hub.info.digest, work.edge.layout.fingerprint, work.fitted.digest
+    about = hashlib.sha256("".join(parts).encode()).hexdigest()
+    corpus = Corpus(seen.x, y, seen.attention)
+    with tempfile.TemporaryDirectory() as passing:
+        folder = Path(passing) if work.states is None else work.states / f"tune-{about[:16]}"
+        Trainer(module, corpus, target, work.fitted.questions, settings, folder, about=about).run()
+    return module.result(half)
+
+
+def _controls(
+    work: Work, mapped: Floats, x: States, z: States, held: States
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Latents of the pictures kept apart, by the half and by every control."""
+    """Latents of the pictures kept apart by every control; those that are fitted, closed form."""
     scale = work.hub.space.latent_scale
     apart = work.on_grid(held)
-    mapped = half.project(apart)
     random = untrained(work.checkpoint, _SEED, None)
     assert isinstance(random, VLM), "its trained twin sees pictures"
     drawn, drawn_apart = (
@@ -187,7 +230,6 @@ def _arms(
         for some in (work.fitted, work.held)
     )
     return {
-        "mapped": mapped,
         "mean_state": usual(work.hub.space, len(apart)),
         "other_picture": other_picture(mapped),
         "untrained_edge": fit_half(drawn, z, scale).project(drawn_apart),
@@ -201,7 +243,7 @@ def _certificate(
     told: dict[str, Any],
     encoder: Encoder,
     default: int,
-    seconds: float,
+    times: dict[str, float],
 ) -> dict[str, Any]:
     info = work.hub.info
     point = encoder.point(default)
@@ -222,6 +264,6 @@ def _certificate(
             "ridge_weight": half.weight,
             "explained": round(half.explained, 4),
             "largest_spread": round(float(half.spread.max()), 4),
-            "fit_seconds": round(seconds, 3),
+            **times,
         },
     }

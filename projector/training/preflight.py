@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,7 @@ def room(folder: Path, size: int, what: str) -> None:
         )
 
 
-def asked(data: Dataset, inputs: range, why: str) -> None:
+def asked(data: Dataset, inputs: Sequence[int], why: str) -> None:
     """Check that each of some inputs has questions.
 
     Args:

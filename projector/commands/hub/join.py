@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from protos.process.progress import note
 
 if TYPE_CHECKING:
     from projector.hub.join import Joined
+
+_TUNING_STEPS = 200
 
 
 def register(commands: Any) -> None:
@@ -64,6 +67,17 @@ def register(commands: Any) -> None:
         help="accuracy that the default point may lose against the large model's own caches; "
         "default: %(default)s",
     )
+    join.add_argument(
+        "--tune",
+        type=whole,
+        nargs="?",
+        const=_TUNING_STEPS,
+        default=0,
+        metavar="STEPS",
+        help="tune the closed form through the frozen hub and large model, with rounding in the "
+        "loop; pays where grids differ, and takes 256 pictures with questions (`projector label` "
+        "writes them) and minutes; STEPS: %(const)s by default",
+    )
     join.add_argument("--work", type=Path, help="folder that keeps what models saw")
     join.add_argument(
         "--force",
@@ -87,6 +101,7 @@ def _run(args: argparse.Namespace) -> int:
     from projector.hub.hub import Hub
     from projector.hub.join import Like, Work, join
     from projector.hub.photos import apart
+    from projector.hub.tune import SETTINGS
 
     data = open_data(args.data, args.max_picture_pixels)
     held = None if args.held is None else open_data(args.held, args.max_picture_pixels)
@@ -96,6 +111,10 @@ def _run(args: argparse.Namespace) -> int:
     Hub.peek(args.hub)
     fitted, judged = apart(data, held, args.pictures, args.judged, args.questions)
     others = [args.like[1]] if args.like else []
+    tuning = None
+    if args.tune:
+        preflight.asked(data, fitted.indices, "--tune")
+        tuning = replace(SETTINGS, task_steps=args.tune, batch=min(SETTINGS.batch, len(fitted)))
     edge, target, *like = open_vlms(args, args.edge, target_path, *others)
     hub = Hub.load(args.hub, target.layout)
     work = Work(
@@ -110,7 +129,7 @@ def _run(args: argparse.Namespace) -> int:
         else None,
         states=args.work,
     )
-    made = join(work, args.questions, args.within)
+    made = join(work, args.questions, args.within, tuning)
     _show(made)
     certificate = made.certificate
     if not made.good:
@@ -164,7 +183,10 @@ def _show(made: Joined) -> None:
         [
             tables.table(
                 f"right answers on {told['pictures']} pictures kept apart; fitted to "
-                f"{joined['pictures']} in {joined['fit_seconds']:.1f} s",
+                f"{joined['pictures']} in {joined['fit_seconds']:.1f} s"
+                + (
+                    f", tuned in {joined['tune_seconds']:.0f} s" if "tune_seconds" in joined else ""
+                ),
                 ("", "#mean", "#low", "#high"),
                 arms,
             ),
