@@ -129,7 +129,7 @@ def _machine(base: Path, folder: Path, wheels: Path) -> Iterator[Path]:
             (root / "etc/apt/sources.list").unlink()
         for source, place in (
             (packages, "var/cache/apt/archives"),
-            (wheels, "opt/wheels"),
+            (wheels, "srv/wheels"),
             (Path("/dev"), "dev"),
         ):
             target = root / place
@@ -167,7 +167,7 @@ def _typed(root: Path, printed: Path) -> Iterator[subprocess.Popen[bytes]]:
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         # The wheels are there, as they would be after a download.
         "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": "/opt/wheels",
+        "PIP_FIND_LINKS": "/srv/wheels",
     }
     with printed.open("wb") as out:
         shell = subprocess.Popen(
